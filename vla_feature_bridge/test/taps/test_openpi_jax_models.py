@@ -5,6 +5,8 @@ They need an environment with openpi, in Python 3.11: see the table of environme
 ``test/README.md``.
 """
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ pytest.importorskip(
     'not on the path, see test/README.md',
 )
 
+import jax
 import jax.numpy as jnp
 import tiny_openpi as tiny
 
@@ -43,3 +46,45 @@ def test_the_states_in_order_lead_to_the_actions_which_do_not_change(pi05):
     np.testing.assert_allclose(tap.last.actions, expected, rtol=0, atol=0.02)
     tap.detach()
     np.testing.assert_array_equal(policy.infer(tiny.observation(), noise=noise)['actions'], before)
+
+
+def fast_by_hand(policy):
+    """Return the tap and the tokens of one inference, and the inputs of the head by hand."""
+    from openpi.models.gemma_fast import Embedder
+
+    found, decode = [], Embedder.decode
+
+    def noted(self, x):
+        jax.debug.callback(lambda state: found.append(np.array(state[0, -1])), x, ordered=True)
+        return decode(self, x)
+
+    tap = OpenpiJaxTap(policy, exec_horizon=5, pooling=())
+    with mock.patch.object(Embedder, 'decode', noted):
+        tokens = policy.infer(tiny.observation())['actions']
+    return tap, tokens, np.stack(found)
+
+
+@pytest.mark.slow
+def test_pi0_fast_has_the_state_of_each_token_up_to_the_end():
+    model = tiny.jax_fast_model()
+    policy = tiny.jax_fast_policy(model)
+    tap, tokens, states = fast_by_hand(policy)
+    assert (tap.last.problem, tap.policy_name) == ('', 'pi0_fast')
+    assert (tap.last.calls, tap.last.dtype) == (257, 'bfloat16')
+    np.testing.assert_array_equal(tap.last.features, states[:-1].astype(np.float32))
+    np.testing.assert_array_equal(tap.last.actions, tokens[None])
+    # The head of the language model is its embedding.
+    table = model.PaliGemma.llm.inner.embedder['input_embedding']
+    said = np.argmax(tap.last.features @ np.asarray(table.value).T, axis=-1)
+    np.testing.assert_array_equal(said, tokens[:, 0])
+    tap.detach()
+    np.testing.assert_array_equal(policy.infer(tiny.observation())['actions'], tokens)
+
+    # The second different word becomes the end of the sequence, which is the token 1.
+    length = int(np.argmax(said != said[0])) + 1
+    swapped = jnp.array([1, said[length - 1]])
+    table.value = table.value.at[swapped].set(table.value[swapped[::-1]])
+    tap, tokens, states = fast_by_hand(tiny.jax_fast_policy(model))
+    np.testing.assert_array_equal(tokens[:, 0], [*said[: length - 1], 1, *[0] * (256 - length)])
+    assert (tap.last.problem, tap.last.calls) == ('', length + 1)
+    np.testing.assert_array_equal(tap.last.features, states[:-1].astype(np.float32))

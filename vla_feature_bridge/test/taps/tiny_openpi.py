@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -64,13 +65,13 @@ def tokens(data):
     }
 
 
-def policy_of(model, model_type, *, is_pytorch=False, **sample_kwargs):
+def policy_of(model, model_type, *, is_pytorch=False, outputs=None, **sample_kwargs):
     """Return the Policy of a model, with the transforms that ``create_trained_policy`` gives it."""
     statistic = statistics()
     return Policy(
         model,
         transforms=[LiberoInputs(model_type=model_type), Normalize(statistic), tokens],
-        output_transforms=[Unnormalize(statistic), LiberoOutputs()],
+        output_transforms=outputs or [Unnormalize(statistic), LiberoOutputs()],
         sample_kwargs=sample_kwargs,
         is_pytorch=is_pytorch,
     )
@@ -105,13 +106,13 @@ def pytorch_policy(*, sample_kwargs=None, **changes):
 
 @contextlib.contextmanager
 def _tiny_classes():
-    """Make openpi build small versions of the classes of transformers."""
+    """Make openpi build small versions of the classes of transformers, with one layer each."""
+    from openpi.models import gemma
     from openpi.models_pytorch import gemma_pytorch
 
-    paligemma, gemma = (
-        gemma_pytorch.PaliGemmaForConditionalGeneration,
-        gemma_pytorch.GemmaForCausalLM,
-    )
+    paligemma = gemma_pytorch.PaliGemmaForConditionalGeneration
+    causal = gemma_pytorch.GemmaForCausalLM
+    one_layer = replace(gemma.get_config('dummy'), depth=1)
 
     def small_paligemma(config):
         config._vocab_size = config.text_config.vocab_size = VOCABULARY
@@ -124,11 +125,12 @@ def _tiny_classes():
 
     def small_gemma(config):
         config.vocab_size = VOCABULARY
-        return gemma(config=config)
+        return causal(config=config)
 
     with (
         mock.patch.object(gemma_pytorch, 'PaliGemmaForConditionalGeneration', small_paligemma),
         mock.patch.object(gemma_pytorch, 'GemmaForCausalLM', small_gemma),
+        mock.patch.object(gemma, 'get_config', lambda variant: one_layer),
     ):
         yield
 
@@ -145,6 +147,41 @@ def jax_policy(*, sample_kwargs=None, **changes):
     with _tiny_vision(pi0):
         model = changed.create(jax.random.key(0))
     return policy_of(model, changed.model_type, **(sample_kwargs or {}))
+
+
+def jax_fast_model():
+    """Return a tiny pi0-FAST in JAX; all weights of its language model are random."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+    from openpi.models import gemma_fast, pi0_fast
+
+    small = gemma_fast.get_config('gemma_2b')
+    small.update(width=WIDTH, depth=2, mlp_dim=128, head_dim=16, vocab_size=VOCABULARY)
+    with _tiny_vision(pi0_fast), mock.patch.object(gemma_fast, 'get_config', lambda name: small):
+        model = pi0_fast.Pi0FASTConfig(max_token_len=WORDS).create(jax.random.key(0))
+    random, llm = np.random.default_rng(0), model.PaliGemma.llm
+    # openpi makes the embedding of zeros: each word would be as likely as any other.
+    nnx.update(
+        llm,
+        jax.tree.map(
+            lambda x: jnp.asarray(random.normal(scale=0.2, size=x.shape), x.dtype), nnx.state(llm)
+        ),
+    )
+    return model
+
+
+def jax_fast_policy(model):
+    """Return a Policy of pi0-FAST whose actions are its tokens, (256, 1).
+
+    The transform of openpi that makes actions of tokens needs a tokenizer, which is a download.
+    """
+    from openpi.models.model import ModelType
+
+    def tokens_as_actions(data):
+        return {'actions': np.asarray(data['actions'])[:, None]}
+
+    return policy_of(model, ModelType.PI0_FAST, outputs=[tokens_as_actions])
 
 
 @contextlib.contextmanager
