@@ -86,7 +86,7 @@ class StepOrder:
 
     def __init__(self) -> None:
         self.episode_id = self.ended_id = ''
-        self.running = self.ending = False
+        self.running = self.ending = self._lacks_end = False
         self._last_stamp = -1
         self._late_until, self._ended_at = -math.inf, 0
         self._begin_steps()
@@ -141,6 +141,7 @@ class StepOrder:
 
     def begin(self, episode_id: str) -> None:
         """Begin an episode."""
+        self._lacks_end = self.running and episode_id == self.episode_id
         self.episode_id, self.running, self.ending = episode_id, True, False
         if episode_id == self.ended_id:
             self.ended_id = ''
@@ -167,6 +168,17 @@ class StepOrder:
         """
         another = self.running and episode_id != self.episode_id
         return another and 0 < published_at < self._first_published
+
+    def take_end_of_last(self, episode_id: str, published_at: int) -> bool:
+        """Return True for the late END of the last episode, which had the id of the running one.
+
+        It was published before the first step of the running episode. No time is compared if the
+        last episode had its END, because clocks can be wrong. Only one END can be such a late END.
+        """
+        late = self.running and self._lacks_end and episode_id == self.episode_id
+        late = late and 0 < published_at < self._first_published
+        self._lacks_end = self._lacks_end and not late
+        return late
 
     def waits_after(self, publication: Publication) -> bool:
         """Return whether the end of the episode must wait, because of a late step.

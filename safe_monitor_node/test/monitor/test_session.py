@@ -107,6 +107,31 @@ def test_the_end_of_another_episode_begins_no_grace(folder):
 
 
 @pytest.mark.parametrize(
+    ('ended', 'published', 'late'),
+    [
+        pytest.param(False, 1500, True, id='END of the last episode'),
+        pytest.param(False, 2500, False, id='END of this episode'),
+        pytest.param(False, 0, False, id='no time'),
+        pytest.param(True, 1500, False, id='the last one had its END: a clock is wrong'),
+    ],
+)
+def test_a_late_end_of_the_last_episode_does_not_end_one_of_the_same_id(
+    folder, ended, published, late
+):
+    live = Live(folder)
+    order = live.session.monitor.order
+    for time in (1000, 2000):
+        live.session.step(make_step('e', 0, stamp=time), 0.0, publication=Publication(1, time))
+        assert time == 2000 or not order.take_end_of_last('e', 500), 'no episode was before'
+        if ended and time == 1000:
+            live.session.end('e')
+            live.session.finish_episode()
+    assert not order.take_end_of_last('other', published)
+    assert order.take_end_of_last('e', published) == late
+    assert not order.take_end_of_last('e', published), 'only one END is missing'
+
+
+@pytest.mark.parametrize(
     'how', ['step', 'unreadable step', 'start and step', 'start and end', 'two starts']
 )
 def test_the_next_episode_ends_the_grace_of_the_last_one(folder, how):
