@@ -11,7 +11,7 @@ from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
+from rclpy.qos import HistoryPolicy, QoSProfile
 from std_msgs.msg import Bool
 
 from safe_monitor_node.monitor.remarks import RECENT
@@ -177,8 +177,7 @@ class MonitorInputs:
             else:
                 # The queue was full. The events from before the node was there may fill theirs,
                 # and two events fill a short one: then only their numbers show a loss.
-                latched = subscription.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
-                if not latched and not _is_short(subscription):
+                if subscription in self.waited_for and not _is_short(subscription):
                     self._on_lost()
         return events
 
