@@ -18,6 +18,8 @@ _ONE_NODE = 'let only one node publish the steps of an episode'
 _SHOWN_OF_ID = 60
 #: Shorter pauses are normal on a busy machine [ns].
 _PAUSE = 2_000_000_000
+#: The middleware can deliver a step as late as this [s].
+_LATEST = 10.0
 
 
 class Placement(Enum):
@@ -156,7 +158,7 @@ class StepOrder:
             Late steps are accepted until this time.
         ended_at : int
             Time of publication of END [ns]; 0 if it is not known. Steps that were published before
-            this time are accepted at any time.
+            this time are accepted for 10 s longer. No longer, because clocks can be wrong.
         """
         self.ending = True
         self._late_until, self._ended_at = until, ended_at
@@ -223,7 +225,8 @@ class StepOrder:
             )
         if self.running and step_id.episode_id == self.episode_id:
             return self._place_in_running(step_id)
-        if now < self._late_until or self._is_before_end(step_id.publication):
+        late = _LATEST if self._is_before_end(step_id.publication) else 0.0
+        if now < self._late_until + late:
             return _REPEATED
         return Place(Placement.NOWHERE, self._after_end(step_id))
 

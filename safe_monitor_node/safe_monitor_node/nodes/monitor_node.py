@@ -271,7 +271,9 @@ class MonitorNode(ManagedNode):
             return
         now, task = time.monotonic(), event.task or event.instruction
         earlier = not self.active or self._is_from_before(info, now)
-        grace, published_at = max(self.values.end_grace, 1e-3), info['source_timestamp']
+        grace = max(self.values.end_grace, 1e-3)
+        # The clock of the publisher can be ahead of the clock of the policy, and of this one.
+        published_at = min(info['source_timestamp'], time.time_ns())
         if event.kind == EpisodeEvent.KIND_END and session.monitor.order.take_end_of_last(
             event.episode_id, published_at
         ):

@@ -196,6 +196,17 @@ def test_a_start_without_an_end_before_gives_the_last_steps_the_same_grace(folde
         assert (result and result.verdict.state) == place, 'only a step from before START is late'
 
 
+def test_an_end_of_a_clock_that_is_ahead_does_not_hide_the_next_steps_for_long(folder):
+    live = Live(folder)
+    for index, now, state in ((0, 0.0, 'NOMINAL'), (1, 9.0, None), (2, 11.0, 'INVALID')):
+        step, publication = make_step('a', index), Publication(None, 1000 + index)
+        result = live.session.step(step, now, publication=publication)
+        assert (result and result.verdict.state) == (state and AlarmState[state])
+        if not index:
+            live.session.end('a', now, 0.1, ended_at=10**9)
+            live.session.finish_episode()
+
+
 def test_a_start_without_an_end_before_starts_when_the_grace_is_over(folder):
     live = Live(folder)
     live.step('a', 0, HIGH)

@@ -154,6 +154,20 @@ def test_a_depth_that_the_user_has_set_is_no_loss_at_every_event(
     assert capfd.readouterr().err.count('the subscription to 1, below 100') == 1
 
 
+def test_steps_after_an_end_of_a_clock_that_is_ahead_are_invalid(bench: Bench) -> None:
+    """They were published after END, and END says that it was published in the future."""
+    session = bench.monitor.session
+    assert session is not None
+    bench.step(0, 'e')
+    bench.turn_until(lambda: bench.scores)
+    ahead = {'source_timestamp': time.time_ns() + 3600 * 10**9}
+    bench.monitor._on_episode(EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END), ahead)
+    bench.turn_until(lambda: session.running_id is None)
+    bench.step(1, 'e')
+    bench.turn_until(lambda: len(bench.scores) == 2)
+    assert bench.scores[-1].state == FailureScore.STATE_INVALID
+
+
 def test_the_inputs_can_be_closed_soon_after_events_were_lost(bench: Bench) -> None:
     for number in range(60):
         bench.event(f'e{number}', EpisodeEvent.KIND_START)
