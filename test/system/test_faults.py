@@ -31,7 +31,7 @@ from safe_bringup.live import Process
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from vla_feature_bridge.ros.qos import ALARM_QOS, STOP_QOS, alive_qos, stop_deadline
+from vla_feature_bridge.ros.qos import ALARM_QOS, EPISODE_QOS, STOP_QOS, alive_qos, stop_deadline
 from vla_feature_bridge.step import PolicyStep
 
 LIMIT = 10.0
@@ -380,6 +380,25 @@ def monitor_stops_over_episodes(count: int, *, lost: bool) -> Callable[[FaultBen
     return inject
 
 
+def late_end_of_a_used_id(bench: FaultBench) -> None:
+    """The END of the first episode is published before the second one, and arrives after it."""
+    episode = bench.new_id()
+    bench.play(episode, range(3))
+    suspend(bench.process.pid)
+    # The monitor finds the publisher of END when it goes on. Then the steps wait already.
+    with bench.node() as node:
+        try:
+            late = node.create_publisher(EpisodeEvent, 'vla/episode', EPISODE_QOS)
+            late.publish(EpisodeEvent(episode_id=episode, kind=EpisodeEvent.KIND_END))
+            bench.play(episode, range(3))
+        finally:
+            os.kill(bench.process.pid, signal.SIGCONT)
+        bench.probe.spin_until(
+            lambda: 'was ignored, and' in bench.text or bench.state == 'UNKNOWN', 'END'
+        )
+        bench.spin(0.3)
+
+
 def silent(bench: FaultBench) -> None:
     bench.play(bench.new_id(), range(3))
 
@@ -642,6 +661,14 @@ FAULTS = (
     ),
     # Texts and events.
     Fault('id and task of 5 MB', 'START and 4 steps', 'NOMINAL', '5000000 characters', long_texts),
+    Fault(
+        'END of the last episode arrives in the next one of the same id',
+        'SIGSTOP, END by a new node, steps, SIGCONT',
+        'NOMINAL',
+        'END of episode .* was ignored, and its outcome too',
+        late_end_of_a_used_id,
+        WARN,
+    ),
     Fault(
         'START of an id that no step has',
         'START, then another id',

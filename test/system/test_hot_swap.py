@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +18,13 @@ import rclpy
 from probe import RELIABLE, Probe
 from rclpy.context import Context
 from rclpy.node import Node
+from signal_detectors import LOW, save_signal_detector, signal_step
 
 from safe_bringup.live import Process
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
+from safe_msgs.srv import LoadDetector
 from vla_feature_bridge.ros.messages import step_to_message
 from vla_feature_bridge.step import PolicyStep
 
@@ -186,3 +190,47 @@ def test_a_parameter_change_during_a_stream_loses_no_step_and_shows_in_the_score
         assert len(alphas) == 1, 'one band for each episode'
         found.append(alphas[0])
     assert [alpha for alpha, _ in groupby(found)] == [0.2, other]
+
+
+@pytest.fixture
+def without_torch(
+    run_monitor: Callable[..., Process], probe: Probe, tmp_path: Path
+) -> tuple[Process, Callable[[int], None]]:
+    """Return a monitor that has not imported PyTorch, and what publishes a step to it."""
+    process = run_monitor(detector_folder=save_signal_detector(tmp_path / 'signal', 'a', 10_000))
+    probe.wait_until_active()
+    return process, lambda t: probe.publish(step_to_message(signal_step(t, 'e', {'a': LOW})))
+
+
+def test_steps_are_scored_while_pytorch_is_imported(
+    without_torch: tuple[Process, Callable[[int], None]], probe: Probe, mlp_folder: Path
+) -> None:
+    _, publish = without_torch
+    answer = probe._load.call_async(LoadDetector.Request(folder=str(mlp_folder)))
+    scored_before_answer = count = 0
+    while not answer.done():
+        publish(count)
+        count += 1
+        probe.spin_for(0.05)
+        scored_before_answer = scored_before_answer if answer.done() else len(probe.scores)
+    assert answer.result().success, answer.result().message
+    assert scored_before_answer > 3, 'the monitor stood while it imported PyTorch'
+    probe.spin_until(lambda: len(probe.scores) == count, 'every step is scored')
+    assert {score.state for score in probe.scores} == {FailureScore.STATE_NOMINAL}
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_monitor_that_imports_pytorch(
+    without_torch: tuple[Process, Callable[[int], None]],
+    probe: Probe,
+    mlp_folder: Path,
+    number: int,
+) -> None:
+    process, _ = without_torch
+    probe._load.wait_for_service()
+    answer = probe._load.call_async(LoadDetector.Request(folder=str(mlp_folder)))
+    probe.spin_for(0.5)
+    assert not answer.done()
+    os.kill(process.pid, number)
+    probe.spin_until(lambda: process.exit_status is not None, 'the monitor has ended')
+    assert process.exit_status == 0

@@ -78,6 +78,16 @@ class Remarks:
         )
         self._say('late', text, now)
 
+    def end_came_late(self, episode_id: str, now: float) -> None:
+        """Handle the END of the last episode, which had the id of the running episode."""
+        text = (
+            f'END of episode {shown(episode_id)} was ignored, and its outcome too: it was '
+            'published before the first step of the running episode, and belongs to the last '
+            'episode, which had the same episode_id; give each episode its own id; if the clocks '
+            'of two computers differ, synchronise them'
+        )
+        self._say('late end', text, now)
+
     def stepped(self, episode_id: str, now: float) -> None:
         """Handle a step of the running episode."""
         if self._waits and episode_id != self._started:

@@ -260,9 +260,9 @@ class MonitorSession:
         [ns]; 0 if it is not known. ``earlier``: END was published before the monitor was active.
         """
         self._start_waiting(episode_id)
-        self.watch.know()
         self.watch.ended(episode_id)
-        if not earlier:
+        if not earlier:  # An earlier END does not show that no episode has begun without START.
+            self.watch.know()
             self.remarks.ended(episode_id, now)
         return self.ensemble.end_after_grace(episode_id, now + grace, ended_at)
 

@@ -47,6 +47,7 @@ class StartOfWatch:
         self._ended_id = episode_id
         if self.earlier is not None and self.earlier[0] == episode_id:
             self.earlier = None
+            self.know()
 
     def forget(self, episode_id: str = '') -> str:
         """Forget the earlier episode, because a new episode has begun or the monitor knows it.

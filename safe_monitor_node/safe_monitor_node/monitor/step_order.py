@@ -18,6 +18,8 @@ _ONE_NODE = 'let only one node publish the steps of an episode'
 _SHOWN_OF_ID = 60
 #: Shorter pauses are normal on a busy machine [ns].
 _PAUSE = 2_000_000_000
+#: The middleware can deliver a step as late as this [s].
+_LATEST = 10.0
 
 
 class Placement(Enum):
@@ -86,7 +88,7 @@ class StepOrder:
 
     def __init__(self) -> None:
         self.episode_id = self.ended_id = ''
-        self.running = self.ending = False
+        self.running = self.ending = self._lacks_end = False
         self._last_stamp = -1
         self._late_until, self._ended_at = -math.inf, 0
         self._begin_steps()
@@ -141,6 +143,7 @@ class StepOrder:
 
     def begin(self, episode_id: str) -> None:
         """Begin an episode."""
+        self._lacks_end = self.running and episode_id == self.episode_id
         self.episode_id, self.running, self.ending = episode_id, True, False
         if episode_id == self.ended_id:
             self.ended_id = ''
@@ -155,7 +158,7 @@ class StepOrder:
             Late steps are accepted until this time.
         ended_at : int
             Time of publication of END [ns]; 0 if it is not known. Steps that were published before
-            this time are accepted at any time.
+            this time are accepted for 10 s longer. No longer, because clocks can be wrong.
         """
         self.ending = True
         self._late_until, self._ended_at = until, ended_at
@@ -167,6 +170,17 @@ class StepOrder:
         """
         another = self.running and episode_id != self.episode_id
         return another and 0 < published_at < self._first_published
+
+    def take_end_of_last(self, episode_id: str, published_at: int) -> bool:
+        """Return True for the late END of the last episode, which had the id of the running one.
+
+        It was published before the first step of the running episode. No time is compared if the
+        last episode had its END, because clocks can be wrong. Only one END can be such a late END.
+        """
+        late = self.running and self._lacks_end and episode_id == self.episode_id
+        late = late and 0 < published_at < self._first_published
+        self._lacks_end = self._lacks_end and not late
+        return late
 
     def waits_after(self, publication: Publication) -> bool:
         """Return whether the end of the episode must wait, because of a late step.
@@ -211,7 +225,8 @@ class StepOrder:
             )
         if self.running and step_id.episode_id == self.episode_id:
             return self._place_in_running(step_id)
-        if now < self._late_until or self._is_before_end(step_id.publication):
+        late = _LATEST if self._is_before_end(step_id.publication) else 0.0
+        if now < self._late_until + late:
             return _REPEATED
         return Place(Placement.NOWHERE, self._after_end(step_id))
 

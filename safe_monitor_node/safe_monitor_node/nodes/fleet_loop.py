@@ -7,12 +7,9 @@ Services have a time limit. Another thread loads detectors while the loop contin
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
-from typing import TypeVar
 
 from rclpy.node import Node
 
@@ -22,12 +19,7 @@ from safe_monitor_node.nodes.monitor_loop import MonitorLoop
 from safe_monitor_node.nodes.monitor_node import MonitorNode
 from safe_monitor_node.nodes.schedule import Schedule
 
-T = TypeVar('T')
-
 _MOST_LOADS = 8
-_LONGEST_WAIT_BESIDE = 0.01
-# The longest time for which the thread that loads keeps the interpreter from the loop [s].
-_SWITCH_INTERVAL = 0.0005
 
 
 class FleetLoop(MonitorLoop):
@@ -105,35 +97,3 @@ class FleetLoop(MonitorLoop):
             super()._look_at(node)
         finally:
             self._handling.discard(id(node))
-
-    # --- detectors
-
-    def run_beside(self, function: Callable[[], T]) -> T:
-        """Return the result of a function that runs in another thread while the loop continues.
-
-        The function must not use objects of the loop. It may raise an exception.
-        """
-        results: list[T] = []
-        errors: list[Exception] = []
-
-        def run() -> None:
-            try:
-                results.append(function())
-            except Exception as error:  # It is raised below.
-                errors.append(error)
-
-        # The process must be able to end while a disk does not answer.
-        thread = threading.Thread(target=run, name='load detector', daemon=True)
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_INTERVAL)
-        try:
-            thread.start()
-            while thread.is_alive():
-                self.turn(_LONGEST_WAIT_BESIDE)
-        finally:
-            sys.setswitchinterval(interval)
-        if errors:
-            raise errors[0]
-        if not results:
-            raise RuntimeError('the thread that loads a detector has ended without a result')
-        return results[0]

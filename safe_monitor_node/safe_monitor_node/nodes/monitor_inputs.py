@@ -11,11 +11,11 @@ from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import HistoryPolicy, QoSProfile
 from std_msgs.msg import Bool
 
 from safe_monitor_node.monitor.remarks import RECENT
-from safe_monitor_node.nodes.publication_order import PublicationOrder, Taken
+from safe_monitor_node.nodes.publication_order import EventNumbers, PublicationOrder, Taken
 from safe_monitor_node.nodes.topic_watch import InputWatch, OutputWatch
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
 from vla_feature_bridge.nodes.levels import Finding, Level
@@ -23,8 +23,13 @@ from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS, overridable
 
 _KEPT_EVENTS = 200
 _LOST = (
-    '{}: a START, END or LABEL may be lost, because more events came than can wait; the task or '
-    'the outcome of an episode may be unknown; find out why the monitor was suspended or too slow'
+    '{}: a START, END or LABEL may be lost, because more events came than can wait (depth {}); '
+    'the task or the outcome of an episode may be unknown; find out why the monitor was suspended '
+    'or too slow, or increase the depth of the subscription'
+)
+_SHORT = (
+    '{}: qos_overrides sets the depth of the subscription to {}, below {}: if more events come at '
+    'once, some are lost, for example an END right before the next START; /diagnostics reports it'
 )
 
 
@@ -54,7 +59,7 @@ class MonitorInputs:
         self._inputs: list[InputWatch] = []
         self._outputs: list[OutputWatch] = []
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
-        self._order = PublicationOrder()
+        self._order, self._numbers = PublicationOrder(), EventNumbers()
         self._lost_at = -math.inf
 
     def open(self) -> None:
@@ -63,6 +68,9 @@ class MonitorInputs:
         steps = self._subscribe(PolicyStep, 'vla/policy_step', self._on_step, STEP_QOS)
         events = self._subscribe(EpisodeEvent, 'vla/episode', self._on_event, volatile)
         self._subscribe(EpisodeEvent, 'vla/episode', self._on_event, EPISODE_QOS)
+        if _is_short(events):
+            text = _SHORT.format(events.topic_name, events.qos_profile.depth, EPISODE_QOS.depth)
+            self._node.get_logger().warning(text)
         self._inputs = [
             InputWatch(
                 self._node,
@@ -127,6 +135,7 @@ class MonitorInputs:
         self._inputs, self._outputs, self._subscriptions = [], [], []
         self._seen.clear()
         self._order.clear()
+        self._numbers = EventNumbers()
         self._lost_at = -math.inf
 
     # --- messages
@@ -166,10 +175,15 @@ class MonitorInputs:
                     break
                 events.append(taken)
             else:
-                # The queue was full. The events from before the node was there may fill theirs.
-                if subscription in self.waited_for:
+                # The queue was full. The events from before the node was there may fill theirs,
+                # and two events fill a short one: then only their numbers show a loss.
+                if subscription in self.waited_for and not _is_short(subscription):
                     self._on_lost()
         return events
+
+    def _count_publishers(self) -> int:
+        """Return the number of the other publishers of events; the monitor publishes labels."""
+        return max(events.get_publisher_count() for events in self._subscriptions[1:]) - 1
 
     def _on_lost(self, info: object = None) -> None:
         self._lost_at = time.monotonic()
@@ -186,14 +200,23 @@ class MonitorInputs:
         self._seen[key] = None
         if len(self._seen) > _KEPT_EVENTS:
             self._seen.popitem(last=False)
+        if self._numbers.shows_loss(info['publication_sequence_number'], self._count_publishers):
+            self._on_lost()
         self._take_event(event, info)
 
     def findings(self) -> list[Finding]:
         """Return the problems of the nodes around the monitor."""
         found = [finding for output in self._outputs for finding in output.findings()]
         if time.monotonic() - self._lost_at < RECENT:
-            found.append(Finding(Level.WARN, _LOST.format(self._inputs[1].topic)))
+            depth = self._subscriptions[1].qos_profile.depth
+            found.append(Finding(Level.WARN, _LOST.format(self._inputs[1].topic, depth)))
         return found + [finding for watch in self._inputs for finding in watch.findings()]
+
+
+def _is_short(events: Any) -> bool:
+    """Return whether fewer events can wait than by default."""
+    qos = events.qos_profile
+    return qos.history != HistoryPolicy.KEEP_ALL and qos.depth < EPISODE_QOS.depth
 
 
 def _take(subscription: Any) -> Taken | None:

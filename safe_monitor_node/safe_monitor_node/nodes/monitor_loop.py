@@ -10,11 +10,15 @@ input has come for a short time, a loop with one node waits for all its entities
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
+import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from rclpy.executors import (
     ExternalShutdownException,
@@ -35,6 +39,11 @@ LOOK_PERIOD = 0.25
 BUSY = 0.02
 """Time after such a check for which a loop with one node waits for inputs only [s]."""
 
+T = TypeVar('T')
+
+_LONGEST_WAIT_BESIDE = 0.01
+# The longest time for which the thread that loads keeps the interpreter from the loop [s].
+_SWITCH_INTERVAL = 0.0005
 _LEAST_FOR_CALLS = 0.002
 _LONGEST_WAIT = 1.0
 _MOST_HANDLED = 50
@@ -94,6 +103,8 @@ class MonitorLoop(SingleThreadedExecutor):
         # Monitors that have more messages than they have handled.
         self._behind: list[MonitorNode] = []
         self._busy_until = 0.0
+        # Functions that run beside the loop. The next request of a node waits for them.
+        self._loads = 0
         # The wait set of the last wait for everything, until its other entities are handled.
         self._looked: LastingWaitSet | None = None
         super().__init__(**kwargs)
@@ -189,7 +200,7 @@ class MonitorLoop(SingleThreadedExecutor):
         behind, self._behind = self._behind, []
         left = 0.0 if behind else min(self.schedule.next_due() - now, longest)
         pointers: set[int] = set()
-        if self._alone is None:
+        if self._alone is None or self._loads:
             pointers = self._waits.wait(left)
         elif now >= self._busy_until:
             pointers = self._wait_for_everything(self._alone, left)
@@ -303,6 +314,44 @@ class MonitorLoop(SingleThreadedExecutor):
             newest = _take_newest(clock)
             if newest is not None:
                 clock.callback(newest)
+
+    # --- detectors
+
+    def run_beside(self, function: Callable[[], T]) -> T:
+        """Return the result of a function that runs in another thread while the loop continues.
+
+        The function must not use objects of the loop. It may raise an exception.
+        """
+        results: list[T] = []
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except Exception as error:  # It is raised below.
+                errors.append(error)
+
+        # The process must be able to end while a disk does not answer.
+        thread = threading.Thread(target=run, name='load detector', daemon=True)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        self._loads += 1
+        try:
+            thread.start()
+            while thread.is_alive():
+                self.turn(_LONGEST_WAIT_BESIDE)
+        except (KeyboardInterrupt, ExternalShutdownException):
+            # A normal end would unload libraries while the thread opens them, and abort.
+            atexit.register(os._exit, 0)
+            raise
+        finally:
+            self._loads -= 1
+            sys.setswitchinterval(interval)
+        if errors:
+            raise errors[0]
+        if not results:
+            raise RuntimeError('the thread that loads a detector has ended without a result')
+        return results[0]
 
 
 def _take_newest(subscription: Any) -> Any:

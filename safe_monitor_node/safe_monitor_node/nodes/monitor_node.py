@@ -271,13 +271,21 @@ class MonitorNode(ManagedNode):
             return
         now, task = time.monotonic(), event.task or event.instruction
         earlier = not self.active or self._is_from_before(info, now)
+        grace = max(self.values.end_grace, 1e-3)
+        # The clock of the publisher can be ahead of the clock of the policy, and of this one.
+        published_at = min(info['source_timestamp'], time.time_ns())
+        if event.kind == EpisodeEvent.KIND_END and session.monitor.order.take_end_of_last(
+            event.episode_id, published_at
+        ):
+            session.remarks.end_came_late(event.episode_id, now)
+            self._log_remarks(session)
+            return
         if event.kind == EpisodeEvent.KIND_LABEL or (
             # An END without outcome does not withdraw an earlier label. A LABEL without outcome
             # does.
             event.kind == EpisodeEvent.KIND_END and event.outcome != EpisodeEvent.OUTCOME_UNKNOWN
         ):
             self._take_label(session, event, earlier)
-        grace, published_at = max(self.values.end_grace, 1e-3), info['source_timestamp']
         if event.kind == EpisodeEvent.KIND_START and earlier:
             session.began_earlier(event.episode_id, now, task)
         elif event.kind == EpisodeEvent.KIND_START:

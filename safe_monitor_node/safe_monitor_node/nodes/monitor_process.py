@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from safe_monitor_node.nodes.monitor_loop import MonitorLoop
 from safe_monitor_node.nodes.monitor_node import MonitorNode
+from safe_monitor_node.storage.shared_detectors import run_loads_with
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 
 
@@ -15,8 +16,10 @@ def run_monitor() -> int:
         loop = MonitorLoop(node.schedule)
         loop.add(node)
         node.autostart()
+        run_loads_with(loop.run_beside)
         loop.spin()
     finally:
+        run_loads_with()
         node.destroy_node()
     return 0
 

@@ -1,14 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sorts waiting events and steps by their time of publication. Does not use ROS."""
+"""Sorts events and steps by their time of publication, and finds lost events. No ROS."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Taken = tuple[Any, Mapping[str, Any]]
 """A message, and its information from the middleware: ``source_timestamp`` [ns], 0 if unknown."""
+
+_KEPT_NUMBERS = 100
+
+
+class EventNumbers:
+    """Finds lost events by the numbers that each publisher gives to its messages: 1, 2, 3, ...
+
+    The middleware does not say which publisher has sent a message. Therefore a message continues
+    any publisher whose last number is one less. A publisher can be found after its first messages.
+    """
+
+    def __init__(self) -> None:
+        self._last: list[int] = []
+
+    def shows_loss(self, number: int | None, publishers: Callable[[], int]) -> bool:
+        """Return whether messages before this message are lost.
+
+        Parameters
+        ----------
+        number : int or None
+            Number of the message; None if the middleware has no numbers.
+        publishers : callable
+            Returns the number of publishers that are connected.
+        """
+        if number is None:
+            return False
+        lost, last = False, self._last
+        if number - 1 in last:
+            last.remove(number - 1)
+        elif number > 1 and last and len(last) >= publishers():
+            lost = True
+            if earlier := [one for one in last if one < number]:
+                last.remove(max(earlier))
+        self._last = [*last, number][-_KEPT_NUMBERS:]
+        return lost
 
 
 class PublicationOrder:

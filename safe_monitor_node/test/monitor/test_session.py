@@ -107,6 +107,31 @@ def test_the_end_of_another_episode_begins_no_grace(folder):
 
 
 @pytest.mark.parametrize(
+    ('ended', 'published', 'late'),
+    [
+        pytest.param(False, 1500, True, id='END of the last episode'),
+        pytest.param(False, 2500, False, id='END of this episode'),
+        pytest.param(False, 0, False, id='no time'),
+        pytest.param(True, 1500, False, id='the last one had its END: a clock is wrong'),
+    ],
+)
+def test_a_late_end_of_the_last_episode_does_not_end_one_of_the_same_id(
+    folder, ended, published, late
+):
+    live = Live(folder)
+    order = live.session.monitor.order
+    for time in (1000, 2000):
+        live.session.step(make_step('e', 0, stamp=time), 0.0, publication=Publication(1, time))
+        assert time == 2000 or not order.take_end_of_last('e', 500), 'no episode was before'
+        if ended and time == 1000:
+            live.session.end('e')
+            live.session.finish_episode()
+    assert not order.take_end_of_last('other', published)
+    assert order.take_end_of_last('e', published) == late
+    assert not order.take_end_of_last('e', published), 'only one END is missing'
+
+
+@pytest.mark.parametrize(
     'how', ['step', 'unreadable step', 'start and step', 'start and end', 'two starts']
 )
 def test_the_next_episode_ends_the_grace_of_the_last_one(folder, how):
@@ -169,6 +194,17 @@ def test_a_start_without_an_end_before_gives_the_last_steps_the_same_grace(folde
     for published, place in ((999, None), (1001, AlarmState.INVALID)):
         result = live.session.step(late, 10.0, publication=Publication(None, published))
         assert (result and result.verdict.state) == place, 'only a step from before START is late'
+
+
+def test_an_end_of_a_clock_that_is_ahead_does_not_hide_the_next_steps_for_long(folder):
+    live = Live(folder)
+    for index, now, state in ((0, 0.0, 'NOMINAL'), (1, 9.0, None), (2, 11.0, 'INVALID')):
+        step, publication = make_step('a', index), Publication(None, 1000 + index)
+        result = live.session.step(step, now, publication=publication)
+        assert (result and result.verdict.state) == (state and AlarmState[state])
+        if not index:
+            live.session.end('a', now, 0.1, ended_at=10**9)
+            live.session.finish_episode()
 
 
 def test_a_start_without_an_end_before_starts_when_the_grace_is_over(folder):

@@ -114,6 +114,16 @@ def test_episodes_that_ended_before_leave_nothing(active):
     assert active.session.monitor.counts.episodes == 0
 
 
+def test_an_end_from_before_without_a_start_tells_nothing(active):
+    """The policy sends no START: its next episode may run, and its next step may take a while."""
+    active.session.end('a', earlier=True)
+    assert active.wait(0.1) == UNKNOWN
+    assert not active.session.watch.knows
+    active.session.began_earlier('b', active.now)
+    active.session.end('b', earlier=True)
+    assert active.session.watch.knows, 'the policy sends START, and none came after this END'
+
+
 def test_the_last_start_from_before_counts(active):
     active.session.began_earlier('a', active.now)
     active.session.end('a')

@@ -126,17 +126,56 @@ def test_events_arrive_with_the_default_depth_of_the_middleware(tmp_path: Any) -
         bench.close()
 
 
-def test_the_inputs_can_be_closed_soon_after_events_were_lost(bench: Bench) -> None:
-    def says_so() -> bool:
-        return any('may be lost' in finding.text for finding in bench.monitor.inputs.findings())
+def says_loss(bench: Bench) -> bool:
+    return any('may be lost' in finding.text for finding in bench.monitor.inputs.findings())
 
+
+def test_a_depth_that_the_user_has_set_is_no_loss_at_every_event(
+    tmp_path: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = scripted(make_band(length=9)).save(tmp_path / 'detector')
+    depth = {f'qos_overrides.{SPACE}/vla/episode.subscription.depth': 1}
+    bench = Bench(folder, False, **depth)
+    session = bench.monitor.session
+    assert session is not None
+    try:
+        for number in range(3):
+            bench.event(f'e{number}', EpisodeEvent.KIND_START)
+            bench.turn_until(lambda number=number: session.running_id == f'e{number}')
+            bench.event(f'e{number}', EpisodeEvent.KIND_END)
+            bench.turn_until(lambda: session.running_id is None)
+        assert not says_loss(bench)
+        bench.event('e3', EpisodeEvent.KIND_START)
+        bench.event('e3', EpisodeEvent.KIND_END)
+        bench.delivered()
+        bench.turn_until(lambda: says_loss(bench))
+    finally:
+        bench.close()
+    assert capfd.readouterr().err.count('the subscription to 1, below 100') == 1
+
+
+def test_steps_after_an_end_of_a_clock_that_is_ahead_are_invalid(bench: Bench) -> None:
+    """They were published after END, and END says that it was published in the future."""
+    session = bench.monitor.session
+    assert session is not None
+    bench.step(0, 'e')
+    bench.turn_until(lambda: bench.scores)
+    ahead = {'source_timestamp': time.time_ns() + 3600 * 10**9}
+    bench.monitor._on_episode(EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END), ahead)
+    bench.turn_until(lambda: session.running_id is None)
+    bench.step(1, 'e')
+    bench.turn_until(lambda: len(bench.scores) == 2)
+    assert bench.scores[-1].state == FailureScore.STATE_INVALID
+
+
+def test_the_inputs_can_be_closed_soon_after_events_were_lost(bench: Bench) -> None:
     for number in range(60):
         bench.event(f'e{number}', EpisodeEvent.KIND_START)
         bench.event(f'e{number}', EpisodeEvent.KIND_END)
-    bench.turn_until(says_so)
+    bench.turn_until(lambda: says_loss(bench))
     bench.monitor.trigger_deactivate()
     bench.monitor.trigger_cleanup()
-    assert not says_so()
+    assert not says_loss(bench)
 
 
 def test_no_step_is_lost_over_several_ends_of_episodes(bench: Bench) -> None:

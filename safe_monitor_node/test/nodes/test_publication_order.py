@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from safe_monitor_node.nodes.publication_order import PublicationOrder
+import pytest
+
+from safe_monitor_node.nodes.publication_order import EventNumbers, PublicationOrder
 
 MOST = 3
 
@@ -74,3 +76,22 @@ def test_what_is_cleared_is_not_given():
     order.clear()
     assert not order.holds
     assert order.next_event() is None and order.take_step() is None
+
+
+@pytest.mark.parametrize(
+    ('numbers', 'publishers', 'after'),
+    [
+        pytest.param([1, 2, 3], 1, None, id='none is missing'),
+        pytest.param([57, 58, 59], 1, None, id='found after its first messages'),
+        pytest.param([57, 3, 58, 4, 59, 5], 2, None, id='two publishers'),
+        pytest.param([57, 1, 2], 1, None, id='restarted'),
+        pytest.param([1, 1, 1, 2, 2, 2], 3, None, id='three begin together'),
+        pytest.param([None, None], 1, None, id='a middleware without numbers'),
+        pytest.param([1, 2, 4, 5], 1, 4, id='one is missing'),
+        pytest.param([57, 1, 2, 59], 2, 59, id='one of two publishers lost one'),
+    ],
+)
+def test_numbers_that_are_left_out_show_a_loss(numbers, publishers, after):
+    found = EventNumbers()
+    shown = [number for number in numbers if found.shows_loss(number, lambda: publishers)]
+    assert shown == [number for number in [after] if number]
