@@ -284,7 +284,7 @@ class BridgeSession:
             return
         listens = self._node.active and source.ready.is_set() and source.outputs.subscribers > 0
         topic = source.outputs.step_topic
-        detail = f'{topic} has {"a" if listens else "no"} subscriber'
+        detail = f'{topic}: {"a subscriber listens" if listens else "no subscriber listens yet"}'
         self._receiver.set_status(listens, detail, source.channel.name)
 
     def clock_jumped(self) -> None:
