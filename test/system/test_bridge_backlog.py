@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bridge_listener import BridgeListener
+from probe import RELIABLE
 
 from safe_bringup.live import Process
+from safe_msgs.msg import PolicyStep
 from vla_feature_bridge.wire import StepSender, link
 
 
@@ -131,4 +133,28 @@ def test_the_backlog_reaches_a_subscriber_that_a_new_bridge_finds_late(
     assert late[late.index(resumed) :] == list(range(resumed, last + 1))
     assert resumed - before[-1] <= 4, 'only what was on its way to the killed bridge'
     assert (sender.dropped, sender.refused) == (0, 0)
+    sender.close()
+
+
+@pytest.mark.slow
+def test_a_backlog_is_published_with_pauses(
+    run_bridge: Callable[..., Process], listeners: list[BridgeListener], tmp_path: Path
+) -> None:
+    listener = listeners[0]
+    times: list[int] = []
+
+    def keep(step: PolicyStep, info: dict[str, int]) -> None:
+        times.append(info['source_timestamp'])
+
+    listener.node.create_subscription(PolicyStep, 'vla/policy_step', keep, RELIABLE)
+    sender = StepSender(
+        f'unix:{tmp_path}/bridge.sock', feature_name='h', exec_horizon=1, wait_for_monitor=0.0
+    )
+    sender.start(episode_id='e')
+    for number in range(200):
+        sender.publish(np.full(4, number, np.float32), np.ones((1, 2, 3)))
+    run_bridge()
+    listener.spin_until(lambda: len(times) == 200, 'all steps arrive')
+    assert listener.numbers('e') == list(range(200))
+    assert (times[-1] - times[0]) * 1e-9 > 199 * 0.005, 'a subscriber keeps only 100 steps'
     sender.close()

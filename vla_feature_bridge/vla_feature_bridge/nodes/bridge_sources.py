@@ -25,8 +25,8 @@ from vla_feature_bridge.step import NO_FEATURE
 
 #: How long all subscribers must have been connected before the first step is published [s].
 _SETTLE = 0.25
-#: Time in which a new node finds all nodes that already run [s]. Announcements get lost in the first
-#: moment; Fast DDS repeats them after 3 s.
+#: Time in which a new node finds all nodes that already run [s]. The first announcements can get
+#: lost; Fast DDS repeats them after 3 s.
 _DISCOVERY = 3.5
 
 
