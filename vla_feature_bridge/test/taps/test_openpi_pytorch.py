@@ -28,7 +28,7 @@ import torch
 from tap_support import inputs_by_hand
 
 from vla_feature_bridge import FeatureSpec
-from vla_feature_bridge.taps import FeatureTap, check
+from vla_feature_bridge.taps import FeatureTap, TapError, check
 from vla_feature_bridge.wire import StepReceiver
 
 POOLING = (('horizon', 'mean'), ('denoise', 'mean'))
@@ -77,6 +77,15 @@ def test_features_and_actions_are_those_of_the_policy(name, mode):
     assert raw.last.instruction == 'fold the towel'
     assert pooled.sink_options()['action_space'] == 'robot'
     assert pooled.sink_options()['policy'] == name.removeprefix('openpi_')
+
+
+@every_preset
+def test_the_other_model_is_refused(name):
+    (other,) = set(PRESETS) - {name}
+    policy = make(other)
+    with pytest.raises(TapError, match=f'preset {name}: expected .* which has _model'):
+        tap_of(policy, name)
+    assert not head_of(policy)._forward_pre_hooks
 
 
 @every_preset

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -40,10 +41,16 @@ class BridgeNode(ManagedNode):
     Services: ``~/start_episode`` and ``~/end_episode`` if ``episode_from`` is ``service``;
     ``~/label_episode`` publishes an outcome on ``vla/episode``. Wrong data of a source never end
     the node. They are refused and counted, and ``/diagnostics`` lists them.
+
+    Attributes
+    ----------
+    made_at : float
+        When the node was made, on the steady clock [s].
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__('bridge', **kwargs)
+        self.made_at = time.monotonic()
         self._p = declare_parameters(self, PARAMETERS)
         self._unknown = check_overrides(self)
         if self._unknown:

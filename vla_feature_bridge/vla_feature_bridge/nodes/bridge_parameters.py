@@ -30,8 +30,9 @@ _SENDERS = (
     Parameter(
         'wait_for_subscribers',
         5.0,
-        'Longest time for which the first steps of a new source wait in its sender until a '
-        'subscriber of vla/policy_step is connected [s].',
+        'Longest time for which the first steps of a new source wait in its sender until the '
+        'subscribers of vla/policy_step are found and connected [s]. A bridge that has just '
+        'started needs 3.5 s to find all.',
         0.0,
         3600.0,
     ),

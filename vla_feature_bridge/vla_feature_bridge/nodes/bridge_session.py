@@ -39,6 +39,11 @@ from vla_feature_bridge.wire.receiver import StepReceiver
 _LOOK = 0.5
 #: How often a waiting thread checks whether the session is closed [s].
 _TICK = 0.1
+#: The first steps of a connection may have waited in the sender: at least this time lies between
+#: two of them [s], because a subscriber keeps only 100 steps that it has not handled.
+_PAUSE = 0.005
+#: Number of these first steps: a sender keeps 256, and the system some more.
+_BACKLOG = 500
 _NO_SENDERS = 'none'
 
 
@@ -140,6 +145,9 @@ class BridgeSession:
             if self._handover.is_closed:
                 return
         self._handover.call(lambda: self._take_message(name, message))
+        if source is not None and source.backlog and isinstance(message, PolicyStep):
+            source.backlog -= 1
+            time.sleep(_PAUSE)
 
     def _on_source(self, hello: Hello, connected: bool) -> None:
         """Handle the start or the end of a connection, in a thread of the receiver."""
@@ -156,6 +164,7 @@ class BridgeSession:
         known = self._receiver.statistics().get(hello.source) if self._receiver else None
         source.connected = known is not None and known.connected
         source.lost_at = None if source.connected else time.monotonic()
+        source.backlog = _BACKLOG
         self._tell(source)
         self._node.get_logger().info(
             f'source {hello.source!r} (policy {hello.policy!r}, process {hello.pid}) '
@@ -273,9 +282,9 @@ class BridgeSession:
         """Tell the sender of a source whether a monitor listens."""
         if self._receiver is None:
             return
-        listens = self._node.active and source.outputs.subscribers > 0
+        listens = self._node.active and source.ready.is_set() and source.outputs.subscribers > 0
         topic = source.outputs.step_topic
-        detail = f'{topic} has {"a" if listens else "no"} subscriber'
+        detail = f'{topic}: {"a subscriber listens" if listens else "no subscriber listens yet"}'
         self._receiver.set_status(listens, detail, source.channel.name)
 
     def clock_jumped(self) -> None:

@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from rclpy.node import Node
-
 from vla_feature_bridge.episode_steps import EpisodeSteps
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.bridge_boundaries import Boundary, InstructionRule
@@ -25,8 +23,11 @@ from vla_feature_bridge.nodes.bridge_signs import event_input
 from vla_feature_bridge.ros.topic_input import TopicInput
 from vla_feature_bridge.step import NO_FEATURE
 
-#: How long all subscribers must have been found before the first step is published [s].
+#: How long all subscribers must have been connected before the first step is published [s].
 _SETTLE = 0.25
+#: Time in which a new node finds all nodes that already run [s]. The first announcements can get
+#: lost; Fast DDS repeats them after 3 s.
+_DISCOVERY = 3.5
 
 
 class SourceError(SafeError):
@@ -49,6 +50,8 @@ class BridgedSource:
         When its sender lost the connection, on the steady clock [s].
     ready : threading.Event
         Set as soon as published steps reach all subscribers.
+    backlog : int
+        How many of the next steps may have waited in the sender.
     """
 
     channel: Channel
@@ -57,10 +60,12 @@ class BridgedSource:
     connected: bool = False
     lost_at: float | None = None
     ready: threading.Event = field(default_factory=threading.Event)
+    backlog: int = 0
     _made_at: float = field(default_factory=time.monotonic)
-    _matched_at: float | None = None
+    _connected: int = 0
+    _connected_at: float = 0.0
 
-    def look_for_subscribers(self, patience: float) -> None:
+    def look_for_subscribers(self, patience: float, all_found: bool) -> None:
         """Check whether the new topics of the source have found their subscribers.
 
         A subscriber does not receive steps that were published before it was connected.
@@ -69,14 +74,15 @@ class BridgedSource:
         ----------
         patience : float
             How long to wait for a subscriber [s].
+        all_found : bool
+            Whether the node has had the time to find all subscribers.
         """
         now = time.monotonic()
-        if not self.outputs.has_all_subscribers:
-            self._matched_at = None
-        elif self._matched_at is None:
-            self._matched_at = now
-        settled = self._matched_at is not None and now - self._matched_at >= _SETTLE
-        if settled or now - self._made_at >= patience:
+        connected = self.outputs.subscribers if self.outputs.has_all_subscribers else 0
+        if connected != self._connected:
+            self._connected, self._connected_at = connected, now
+        settled = connected > 0 and now - self._connected_at >= _SETTLE
+        if (all_found and settled) or now - self._made_at >= patience:
             self.ready.set()
 
     def surroundings(self) -> Surroundings:
@@ -94,12 +100,12 @@ class Sources:
 
     Parameters
     ----------
-    node : rclpy.node.Node
+    node : BridgeNode
     p
         Values of the parameters of the bridge.
     """
 
-    def __init__(self, node: Node, p: Any) -> None:
+    def __init__(self, node: Any, p: Any) -> None:
         self._node, self._p = node, p
         self._sources: dict[str, BridgedSource] = {}
         self._running: Boundary | None = None
@@ -281,9 +287,10 @@ class Sources:
 
     def look_for_subscribers(self) -> None:
         """Look for the subscribers of sources that are new."""
+        all_found = time.monotonic() - self._node.made_at >= _DISCOVERY
         for source in self:
             if not source.ready.is_set():
-                source.look_for_subscribers(self._p.wait_for_subscribers)
+                source.look_for_subscribers(self._p.wait_for_subscribers, all_found)
 
     def tick(self) -> None:
         """End the episodes whose time is over, as set by the parameters."""

@@ -58,6 +58,12 @@ class Preset:
     policy_class: str = _field(
         'text', 'Name of the class of the policy, by which the preset is found.', ''
     )
+    has: str = _field(
+        'path',
+        'A submodule that distinguishes the policy from others that have `module` too; a policy '
+        'without it is refused. Empty: not checked.',
+        '',
+    )
     module: str = _field(
         'path',
         'The submodule whose input is the hidden state; empty if none is read (black box).',

@@ -14,7 +14,7 @@ from vla_feature_bridge.taps.capture import CallHook, Running, keep_logits, keep
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.methods import Listener, WrappedMethod
-from vla_feature_bridge.taps.paths import find_module, find_number
+from vla_feature_bridge.taps.paths import find_module, find_number, find_value
 from vla_feature_bridge.taps.preset import AFTER_CALLS, RETURNED, Preset
 from vla_feature_bridge.taps.reader import Reader, Taken
 from vla_feature_bridge.taps.results import (
@@ -91,6 +91,13 @@ class Recorder:
                 where=f'preset {preset.name}: action_horizon',
                 expected='a number',
                 found=f'none at {", ".join(map(str, preset.action_horizon))}',
+            )
+        if preset.has and find_value(self._policy, preset.has) is None:
+            raise TapError(
+                where=f'preset {preset.name}',
+                expected=f'{preset.title or "a policy"}, which has {preset.has}',
+                found=f'an object of class {type(self._policy).__name__} without it',
+                advice='use the preset of this policy',
             )
         if preset.module:
             module = find_module(self._policy, preset.module)

@@ -79,7 +79,7 @@ class BridgeStatus:
     Attributes
     ----------
     monitor : bool
-        True if steps that are sent now reach a monitor.
+        True if steps that are sent now reach a monitor at once.
     detail : str
         Explanation for a person.
     """
