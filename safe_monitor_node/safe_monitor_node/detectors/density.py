@@ -311,8 +311,8 @@ class DensityDetector(AccumulatingDetector):
     def _load_networks(self, arrays: Mapping[str, np.ndarray], dim: int) -> None:
         with torch.device('meta'):
             networks = self.build(dim)
-        networks.to_empty(device='cpu')
-        networks.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        networks.load_state_dict(tensors, assign=True)  # `to_empty` would import SymPy
         self.set_networks(networks, dim)
 
 
