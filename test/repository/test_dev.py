@@ -58,7 +58,7 @@ def test_long_work_shows_how_far_it_is(tmp_path):
         '  Downloading torch-2.13.0+cpu (175.1 MB)',
         '  Using cached large-1.0 (1.2 GB)',
         '  Installing packages: 3',
-        '  Starting >>> safe_msgs',
+        '  Starting >>> safe_msgs (takes the longest)',
         '  Finished <<< safe_msgs [35.9s]',
     ]
 
