@@ -95,7 +95,7 @@ class StepChecks:
 
         A signal that compares a chunk with the rest of the previous chunk is then always 0.
         """
-        horizon = step.actions.shape[1] if np.ndim(step.actions) == 3 else 0
+        horizon = 0 if step.actions is None or step.actions.ndim != 3 else step.actions.shape[1]
         apart = 0 < horizon <= step.exec_horizon and self.calibrated.detector.reads_actions
         self._same_scores = self._same_scores + 1 if apart and score == self._score else 1
         self._score = score
