@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -348,6 +350,8 @@ def test_a_topic_that_cannot_be_joined_is_an_error_with_the_reason(
     robot.spin_until(
         lambda: hidden.publish(kind()) or text in robot.message_of('source'), 'the reason is said'
     )
+    robot.spin(2.0)
+    assert process.log().count(text) == 1, 'the log has it once'
     assert robot.level_of('source') == ERROR
     assert 'actions_topic /chunk: no publisher' in robot.message_of('source')
     assert process.exit_status is None
@@ -367,6 +371,35 @@ def test_without_message_filters_a_join_is_refused_and_the_node_lives(
     robot.spin_until(lambda: robot.level_of('bridge') == ERROR, 'the failure is diagnosed')
     assert 'apt: ros-DISTRO-message-filters' in robot.message_of('bridge')
     assert process.exit_status is None
+    doctor = subprocess.run(
+        [sys.executable, '-m', 'safe_monitor_node', 'doctor', '--wait', '4'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 'problem  not configured: joining topics: expected the package' in doctor.stdout
+    assert doctor.returncode == 1
+
+
+def test_a_bridge_logs_once_that_a_topic_has_the_wrong_type_and_the_doctor_repeats_it(
+    run_bridge: Callable[..., Process], robot: BridgeListener
+) -> None:
+    robot.node.create_publisher(String, '/chunk', RELIABLE)
+    process = run_bridge(actions_topic='/chunk', episode_from='gap')
+    text = 'found std_msgs/msg/String'
+    robot.spin_until(lambda: text in process.log(), 'the reason is logged')
+    assert 'reading /chunk' in process.log()
+    doctor = subprocess.run(
+        [sys.executable, '-m', 'safe_monitor_node', 'doctor', '--wait', '4'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 'problem  source: actions_topic /chunk: topic /chunk: expected' in doctor.stdout
+    assert text in doctor.stdout
+    assert process.log().count(text) == 1, 'the log has it once'
 
 
 def test_a_bridge_without_senders_and_topics_says_that_no_steps_can_come(

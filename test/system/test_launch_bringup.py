@@ -153,7 +153,7 @@ def test_steps_come_from_topics(
     )
     probe.spin_until(
         lambda: (
-            'joining /policy/features' in launched.output
+            'reading /policy/features' in launched.output
             and probe.node.count_publishers('/vla/policy_step') == 2
             and probe.node.count_publishers('/safe/score') == 1
         ),

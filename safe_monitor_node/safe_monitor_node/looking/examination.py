@@ -106,6 +106,8 @@ class GraphSeen:
     steps : mapping of str to sequence of str
         For each topic of policy steps the nodes that publish it.
     monitors : sequence of MonitorSeen
+    bridges : mapping of str to mapping of str to Report
+        For each bridge the last report of each of its parts: ``bridge``, ``source NAME``.
     """
 
     wait: float
@@ -113,6 +115,7 @@ class GraphSeen:
     nodes: Sequence[str] = ()
     steps: Mapping[str, Sequence[str]] = field(default_factory=dict)
     monitors: Sequence[MonitorSeen] = ()
+    bridges: Mapping[str, Mapping[str, Report]] = field(default_factory=dict)
 
 
 def examine_graph(seen: GraphSeen, robot: str = '') -> list[Remark]:
@@ -162,6 +165,28 @@ def _unheard(seen: GraphSeen, listened: set[str]) -> Iterator[Remark]:
                 'policy or of the monitor'
             )
         yield Remark(Mark.PROBLEM, text)
+
+
+def examine_bridge(reports: Mapping[str, Report]) -> list[Remark]:
+    """Return what a bridge reports about itself and about its sources.
+
+    Parameters
+    ----------
+    reports : mapping of str to Report
+        The last report of each part, ``bridge`` and ``source NAME``.
+    """
+    own = reports.get('bridge')
+    if own is not None and not own.facts:
+        advice = 'correct this and start the bridge again; until then it publishes no step'
+        return [Remark(Mark.PROBLEM, f'not configured: {own.message}; {advice}')]
+    if own is not None and own.message.startswith('not active'):
+        advice = 'make it active with `ros2 lifecycle set`; until then it publishes no step'
+        return [Remark(Mark.PROBLEM, f'{own.message}; {advice}')]
+    marks = {0: Mark.OK, 3: Mark.NOTE}
+    return [
+        Remark(marks.get(report.level, Mark.PROBLEM), f'{part}: {report.message}')
+        for part, report in sorted(reports.items())
+    ]
 
 
 def examine_monitor(monitor: MonitorSeen, wait: float) -> list[Remark]:

@@ -368,6 +368,7 @@ class EpisodeMonitor:
             problem = f'step {index}: expected a finite score, found {score}'
             return self._not_scored(index, problem, now)
         self.counts.scored += 1
+        self.checks.scored(step, score)
         try:
             threshold, warning = self.threshold.at(index), self.warning.at(index)
         except BandError as error:

@@ -165,7 +165,7 @@ class GoodRunsThresholds(Thresholds):
         running = self._running
         if running is not None and running.episode_id == episode_id:
             running.label = success
-            if success and self.good_runs.is_new(self._task):
+            if success and not running.invalid and self.good_runs.is_new(self._task):
                 self._news.append(
                     f'episode {shown(episode_id)} is counted as a good run of task '
                     f'{shown(self._task)} when it ends, if all of its steps are scored'

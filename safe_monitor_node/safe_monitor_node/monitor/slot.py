@@ -205,7 +205,12 @@ def file_of(adaptation_file: str, name: str) -> str:
 
 def name_of_detector(monitor: EpisodeMonitor) -> str:
     """Return the detector of a monitor and its features, in words."""
-    return f'{monitor.calibrated.detector.name} on {monitor.calibrated.feature}'
+    calibrated = monitor.calibrated
+    features = str(calibrated.feature)
+    if not calibrated.feature.dim:
+        reads_actions = calibrated.detector.reads_actions
+        features = 'action signals (no features)' if reads_actions else 'no features'
+    return f'{calibrated.detector.name} on {features}'
 
 
 def check_features(detectors: dict[str, CalibratedDetector]) -> None:

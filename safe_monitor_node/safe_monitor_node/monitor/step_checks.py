@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,10 @@ from vla_feature_bridge.tensors import FLOATS, as_float32, dtype_name
 
 LARGEST_FEATURE = 1e9
 """Hidden states of networks do not have larger numbers; the largest float16 is 65504."""
+
+CONSTANT_STEPS = 10
+"""Number of steps in succession with the same score, after which chunks without overlap are a
+warning."""
 
 
 class StepChecks:
@@ -45,6 +50,7 @@ class StepChecks:
         self.warning = ''
         self._last: np.ndarray | None = None
         self._identical = 0
+        self._score, self._same_scores = math.nan, 0
 
     def checked(self, step: PolicyStep) -> PolicyStep:
         """Return the step with pooled features.
@@ -63,6 +69,7 @@ class StepChecks:
                 'or fit the detector again on actions in the space of the policy'
             )
         if not self.calibrated.reads_features:
+            self.warning = ''
             return step
         self._check_name(step)
         if dtype_name(step.features) not in FLOATS:
@@ -82,6 +89,23 @@ class StepChecks:
             'on, found features without a name; set features.name in vla/policy_step'
         )
         return step
+
+    def scored(self, step: PolicyStep, score: float) -> None:
+        """Warn if the score is constant because the chunks of the policy do not overlap.
+
+        A signal that compares a chunk with the rest of the previous chunk is then always 0.
+        """
+        horizon = 0 if step.actions is None or step.actions.ndim != 3 else step.actions.shape[1]
+        apart = 0 < horizon <= step.exec_horizon and self.calibrated.detector.reads_actions
+        self._same_scores = self._same_scores + 1 if apart and score == self._score else 1
+        self._score = score
+        if self._same_scores >= CONSTANT_STEPS and not self.warning:
+            self.warning = (
+                f'the score is {score:.4g} at {self._same_scores} steps in succession, and the '
+                f'chunks do not overlap (exec_horizon {step.exec_horizon}, horizon {horizon}): '
+                'publish the real exec_horizon, infer before the chunk is used up, or use a '
+                'detector that reads the hidden states'
+            )
 
     def _check_name(self, step: PolicyStep) -> None:
         if step.feature_name and step.feature_name != self._name:

@@ -82,8 +82,9 @@ def introduce(session: MonitorSession) -> list[str]:
 
 def _introduce(slot: DetectorSlot) -> list[str]:
     monitor = slot.monitor
+    width = monitor.calibrated.feature.dim
     sentences = [
-        f'detector {name_of_detector(monitor)} (width {monitor.calibrated.feature.dim}), '
+        f'detector {name_of_detector(monitor)}{f" (width {width})" if width else ""}, '
         f'alpha {monitor.threshold.alpha:g}, from {slot.folder}'
     ]
     if (adaptation := monitor.adaptation) is not None:

@@ -26,6 +26,7 @@ from safe_monitor_node.looking.examination import (
     Reader,
     Remark,
     Report,
+    examine_bridge,
     examine_graph,
     examine_monitor,
 )
@@ -73,6 +74,10 @@ def print_findings(robot: str, wait: float, detector: str) -> int:
                 f'{each.name} (robot {robot_of_monitor(each.name)})', examine_monitor(each, wait)
             )
             for each in seen.monitors
+        ]
+        found += [
+            _print(f'{name} (bridge)', examine_bridge(reports))
+            for name, reports in sorted(seen.bridges.items())
         ]
         if detector:
             found.append(_print(f'detector folder {detector}', [_check_folder(detector)]))
@@ -135,7 +140,28 @@ def _look(node: Node, robot: str, wait: float) -> GraphSeen:
             )
             for name in found
         ],
+        bridges=_bridges(reports, robot),
     )
+
+
+def _bridges(reports: dict[str, list[Report]], robot: str) -> dict[str, dict[str, Report]]:
+    """Return the last report of each part of each bridge, by the name of its node.
+
+    A bridge in the root namespace serves all robots; its sources have the names of the robots.
+    """
+    last = {name.rpartition(': ')[::2]: found[-1] for name, found in reports.items()}
+    bridges: dict[str, dict[str, Report]] = {
+        f'/{node}': {} for node, part in last if part == 'bridge'
+    }
+    for (node, part), report in last.items():
+        name = f'/{node}'
+        source = part.removeprefix('source').strip()
+        if name in bridges and (
+            belongs_to(name, robot)
+            or (name.count('/') == 1 and (part == 'bridge' or source == robot.strip('/')))
+        ):
+            bridges[name][part] = report
+    return {name: parts for name, parts in bridges.items() if parts}
 
 
 def _answering(node: Node, monitors: list[str]) -> set[str]:

@@ -11,6 +11,7 @@ from safe_monitor_node.looking.examination import (
     MonitorSeen,
     Reader,
     Report,
+    examine_bridge,
     examine_graph,
     examine_monitor,
 )
@@ -209,3 +210,38 @@ def test_who_gets_the_stop_is_said():
     first, second = problems(examine_monitor(wrong, 4.0))
     assert '/r/a expects std_msgs/msg/String' in first
     assert '/r/b gets no message (durability)' in second
+
+
+SERVES = Report(0.0, 0, '1 source(s)', {'episode_from': 'gap'})
+
+
+def test_a_bridge_in_order_is_no_problem():
+    source = Report(0.0, 0, "episode 'a', 5.0 steps/s", {'episode': 'a'})
+    assert [remark.mark for remark in examine_bridge({'bridge': SERVES, 'source': source})] == [
+        *(Mark.OK, Mark.OK)
+    ]
+
+
+@pytest.mark.parametrize('level', [1, 2])
+def test_what_a_bridge_finds_at_a_source_is_a_problem(level):
+    source = Report(0.0, level, 'set the parameter join to approximate', {'episode': ''})
+    remarks = examine_bridge({'source left': source, 'bridge': SERVES})
+    assert problems(remarks) == ['source left: set the parameter join to approximate']
+
+
+def test_a_bridge_that_waits_for_its_source_is_a_note():
+    waits = Report(0.0, 3, 'no source is connected', {'sources': 'none'})
+    assert notes(examine_bridge({'bridge': waits})) == ['bridge: no source is connected']
+
+
+@pytest.mark.parametrize(
+    ('report', 'expected'),
+    [
+        (Report(0.0, 2, 'joining topics: none'), 'not configured: joining topics: none; correct'),
+        (Report(0.0, 3, 'not configured'), 'not configured: '),
+        (Report(0.0, 3, 'not active', {'sources': 'none'}), 'not active; make it active'),
+    ],
+)
+def test_a_bridge_that_publishes_nothing_is_a_problem(report, expected):
+    (text,) = problems(examine_bridge({'bridge': report}))
+    assert text.startswith(expected)

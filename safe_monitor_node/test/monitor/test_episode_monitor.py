@@ -618,6 +618,23 @@ def test_raw_features_are_pooled_as_the_detector_was_trained():
         assert step.features is raw, "the step is the sender's"
 
 
+@pytest.mark.parametrize(
+    ('exec_horizon', 'score', 'warned'), [(4, 0.2, True), (3, 0.2, False), (4, None, False)]
+)
+def test_a_constant_score_of_chunks_without_overlap_is_a_warning(exec_horizon, score, warned):
+    live = Live()
+    for index in range(12):
+        assert live.monitor.checks.warning == '' or index > 9
+        # The score is the norm of the chunk.
+        chunk = np.full((1, 4, 1), (score or index / 100) / 2)
+        assert live.state(index, actions=chunk, exec_horizon=exec_horizon) == NOMINAL
+    expected = 'the score is 0.2 at 12 steps in succession, and the chunks do not overlap (exec_hor'
+    assert live.monitor.checks.warning.startswith(expected) == warned
+    assert bool(live.monitor.checks.warning) == warned
+    live.monitor.begin('b', live.now)
+    assert live.monitor.checks.warning == ''
+
+
 def test_features_without_a_name_are_scored_with_a_warning():
     live = Live(recurrent())
     assert live.state(0, feature_name='') == NOMINAL

@@ -219,6 +219,16 @@ def test_other_rates_keep_the_good_runs(robot):
     assert robot.begin() == good_runs_band(SEEN, runs, BAND).at(0.2).at(0)
 
 
+@pytest.mark.parametrize('first', [0, 2])
+def test_a_success_in_a_running_episode_is_announced_only_if_it_can_still_count(robot, first):
+    robot.session.start('e', robot.now, 'new')
+    robot.step(first, QUIET, 'e')
+    robot.label('e', True)
+    news = robot.session.monitor.thresholds.take_news()
+    assert [text for text in news if 'when it ends, if all' in text] == news
+    assert len(news) == (first == 0)
+
+
 # --- beside adaptation, and over restarts
 
 

@@ -193,6 +193,17 @@ def test_a_new_session_says_what_it_uses(session, folder, tmp_path):
     assert introduce(MonitorSession(folder, MonitorSettings())) == [detector + folder]
 
 
+def test_a_detector_without_features_is_said_to_read_signals(tmp_path):
+    detector = make_detector('action_norm')
+    detector.load_state({}, 0)
+    band = constant_band((np.arange(39) + 1) / 39, (0.1, 0.2), 20)
+    made = CalibratedDetector(detector, FeatureSpec('none', 0), band, 0.1)
+    folder = str(made.save(tmp_path / 'detector'))
+    assert introduce(MonitorSession(folder, MonitorSettings())) == [
+        f'detector action_norm on action signals (no features), alpha 0.1, from {folder}'
+    ]
+
+
 def test_a_task_of_the_table_that_has_no_episode_is_shown(folder):
     rows = read_rows(['ALARM: ASK for task pour', 'ALARM: SLOW for task wipe  it'])
     session = MonitorSession(folder, MonitorSettings(advice=AdviceTable(rows)))

@@ -60,8 +60,11 @@ def test_one_topic_needs_no_message_filters(monkeypatch):
 
 def test_without_message_filters_two_topics_are_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'message_filters', None)
-    with pytest.raises(JoinError, match=r'message_filters.*apt: ros-DISTRO-message-filters'):
+    with pytest.raises(
+        JoinError, match=r'message_filters.*apt: ros-DISTRO-message-filters'
+    ) as told:
         Join(('features', 'actions'), print)
+    assert 'https://github.com/ros2/message_filters and add its folder src to' in str(told.value)
 
 
 def test_equal_stamps_are_joined_whatever_the_order(real_filters):
@@ -101,6 +104,17 @@ def test_near_stamps_are_joined_with_the_nearest_and_far_ones_are_not(real_filte
     near = [t for t in range(1, 21) if t % 5]
     assert sets.stamps == [(100 * t, 100 * t + 7) for t in near]
     assert sets.counts('features')[:2] == (20, 16)
+
+
+def test_messages_that_were_passed_over_are_without_partners_at_once(real_filters):
+    sets = Sets('features', 'actions', rule='approximate', slop=0.02, queue_size=20)
+    for t in (1, 2, 3):
+        sets.add('features', 100 * t)
+        sets.add('actions', 100 * t + (90 if t == 2 else 0))
+    assert sets.stamps == [(100, 100), (300, 290)]
+    assert sets.counts('features') == (3, 2, 0, 1)
+    sets.add('features', 400)
+    assert sets.counts('features') == (4, 2, 1, 1)
 
 
 def test_three_topics_are_joined(real_filters):

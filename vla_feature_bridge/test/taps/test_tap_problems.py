@@ -10,6 +10,7 @@ from tap_support import FLOW, FlowPolicy, flow_tap, infer
 from torch import nn
 
 from vla_feature_bridge.taps import FeatureTap, TapError
+from vla_feature_bridge.taps.preset import Preset
 
 
 def test_another_number_of_calls(caplog):
@@ -112,6 +113,27 @@ def test_an_input_that_is_no_hidden_state(values, kind, text):
         assert part in tap.last.problem
     policy.infer(torch.ones(1, 2, 4))
     assert tap.last.features.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'shape', 'advice'),
+    [
+        ({'axes': ['horizon']}, (1, 4), 'found shape (1, 4); set axes=[], and pooling for these'),
+        ({}, (1, 2, 4), "found shape (1, 2, 4); set axes=['axis_0'], and pooling"),
+        ({'axes': ['calls', 'horizon'], 'calls': 3}, (1, 4), "set axes=['calls'], and pooling"),
+        ({'keep': '[:, -1]'}, (1, 4), "or keep='all' instead of keep='[:, -1]'"),
+        ({}, (4,), 'tap another submodule'),
+    ],
+)
+def test_axes_that_do_not_fit_get_their_advice_without_a_preset(settings, shape, advice):
+    policy = Feeds()
+    tap = FeatureTap(policy, 'head', ends='infer', **settings)
+    policy.infer(torch.ones(shape))
+    assert advice in tap.last.problem
+    assert 'another version' not in tap.last.problem
+    named = FeatureTap(policy, Preset(name='theirs', module='head', ends='infer'))
+    policy.infer(torch.ones(1, 2, 4))
+    assert 'the preset is for another version of the policy' in named.last.problem
 
 
 @pytest.mark.parametrize(

@@ -146,19 +146,22 @@ def test_images_arrive(receiver, inbox):
     assert 'expected uint8 of shape (height, width, 3)' in sender.last_error
 
 
-def test_steps_of_the_time_before_the_bridge_arrive(address, inbox, impatient):
+def test_steps_of_the_time_before_the_bridge_arrive(address, inbox, impatient, caplog):
     sender = make_sender(address)
     sender.start(episode_id='a')
     for _ in range(5):
         assert sender.publish(np.zeros(4)) is not None
     wait_for(lambda: 'no connection to the bridge' in sender.last_error)
-    assert 'ros2 run vla_feature_bridge bridge' in sender.last_error
+    assert 'bridge, or ./dev run vla_feature_bridge bridge' in sender.last_error
     assert (sender.state, sender.waiting) == ('connecting', 6)
     with StepReceiver([address], inbox):
         wait_for(lambda: sender.sent == 5)
         wait_for(lambda: inbox.short() == [['a', 'start'], *[['a', n] for n in range(5)]])
         assert sender.state == 'connected'
         sender.close()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+    found = [text for text in warnings if 'connected as' in text]
+    assert found == [f"{address}: connected as ''; 6 steps and events that waited are sent now"]
 
 
 def test_a_killed_bridge_is_found_again(tmp_path, impatient):

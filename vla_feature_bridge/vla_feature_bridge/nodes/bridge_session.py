@@ -44,6 +44,8 @@ _TICK = 0.1
 _PAUSE = 0.005
 #: Number of these first steps: a sender keeps 256, and the system some more.
 _BACKLOG = 500
+#: Number of different problems of topics that are logged.
+_LOGGED = 50
 _NO_SENDERS = 'none'
 
 
@@ -71,6 +73,7 @@ class BridgeSession:
         self._ignored = 0
         self._refusals, self._refused_at = 0, -RECENT
         self._looked_at = 0.0
+        self._logged: set[str] = set()
         self._topics: TopicSteps | None = None
         self._signs: dict[str, TopicInput] = {}
         self._handover = Handover(node, self._on_error)
@@ -126,7 +129,8 @@ class BridgeSession:
             sentences.append(f'listening at {", ".join(self._receiver.addresses)}')
         if self._topics is not None:
             names = ', '.join(topic.topic for topic in self._topics.inputs.values())
-            sentences.append(f'joining {names}')
+            verb = 'joining' if len(self._topics.inputs) > 1 else 'reading'
+            sentences.append(f'{verb} {names}')
         if not sentences:
             sentences.append(
                 'no source of steps: listen is none, features_topic and actions_topic are empty'
@@ -277,6 +281,24 @@ class BridgeSession:
             sign.update()
         if self._topics is not None:
             self._topics.update()
+        self._log_problems()
+
+    def _log_problems(self) -> None:
+        """Log each problem of a topic once. A topic without a publisher is no problem."""
+        findings = self._sign_findings()
+        if self._topics is not None:
+            findings += self._topics.findings()
+        for finding in findings:
+            text = finding.text
+            if finding.level == Level.STALE or text in self._logged or len(self._logged) >= _LOGGED:
+                continue
+            self._logged.add(text)
+            log = self._node.get_logger()
+            # rclpy refuses one line of the program that logs at two levels.
+            if finding.level == Level.ERROR:
+                log.error(text)
+            else:
+                log.warning(text)
 
     def _tell(self, source: BridgedSource) -> None:
         """Tell the sender of a source whether a monitor listens."""
@@ -329,11 +351,17 @@ class BridgeSession:
             findings.append(Finding(Level.ERROR, self._receiver.last_refusal))
         if now - self._problem_at < RECENT:
             findings.append(Finding(Level.ERROR, self._problem))
-        for name, sign in self._signs.items():
-            if sign.problem:
-                level = Level.STALE if sign.problem == 'no publisher' else Level.ERROR
-                findings.append(Finding(level, f'{name} {sign.topic}: {sign.problem}'))
-        return findings
+        return findings + self._sign_findings()
+
+    def _sign_findings(self) -> list[Finding]:
+        return [
+            Finding(
+                Level.STALE if sign.problem == 'no publisher' else Level.ERROR,
+                f'{name} {sign.topic}: {sign.problem}',
+            )
+            for name, sign in self._signs.items()
+            if sign.problem
+        ]
 
     def _diagnose(self, source: BridgedSource) -> Diagnosis:
         around = source.surroundings()

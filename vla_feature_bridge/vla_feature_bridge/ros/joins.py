@@ -56,13 +56,17 @@ class Counts:
     without_stamp : int
         Number of messages that had no header or the stamp 0, and got the time of receiving.
     waiting : int
-        Number of messages that may still be joined.
+        Number of messages that came after the last joined one, and wait for partners. An earlier
+        message can be joined too, if a message of another topic is late; it is not counted here.
+    last_joined : int
+        Index of the last message that was joined, among all messages of its topic.
     """
 
     received: int = 0
     joined: int = 0
     without_stamp: int = 0
     waiting: int = 0
+    last_joined: int = -1
 
     @property
     def lost(self) -> int:
@@ -171,8 +175,10 @@ class Join:
             )
 
     def _on_set(self, *stamped: Stamped) -> None:
-        for name in self.names:
-            self.counts[name].joined += 1
+        for name, message in zip(self.names, stamped, strict=True):
+            counts = self.counts[name]
+            counts.joined += 1
+            counts.last_joined = max(counts.last_joined, message.ordinal)
         # message_filters calls this function with a lock. If the function raised an error, the lock
         # would never be released.
         try:
@@ -183,7 +189,10 @@ class Join:
     def _count_waiting(self) -> None:
         if self._synchronizer is not None:
             for name, queue in zip(self.names, self._synchronizer.queues, strict=True):
-                self.counts[name].waiting = len(queue)
+                counts = self.counts[name]
+                counts.waiting = sum(
+                    message.ordinal > counts.last_joined for message in queue.values()
+                )
 
 
 def stamp_of(message: Any) -> int:
@@ -200,7 +209,9 @@ def _message_filters() -> Any:
             where='joining topics',
             expected='the package message_filters, which comes with ROS 2',
             found=f'none ({error})',
-            advice='install it (apt: ros-DISTRO-message-filters) and source the distribution, or '
-            'send the steps with a StepSender, which joins nothing',
+            advice='install it (apt: ros-DISTRO-message-filters) and source the distribution; '
+            'without apt, clone the branch DISTRO of https://github.com/ros2/message_filters and '
+            'add its folder src to PYTHONPATH; or send the steps with a StepSender, which joins '
+            'nothing',
         ) from error
     return message_filters

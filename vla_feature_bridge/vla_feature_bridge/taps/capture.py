@@ -156,7 +156,7 @@ def _fits(running: Running, preset: Preset, horizon: int | None, state: Any) -> 
         running.note(
             'shape',
             f'{where}: expected {axes} axes ({layout}), found shape {shape}; '
-            'the preset is for another version of the policy',
+            f'{_advice_on_axes(preset, shape)}',
         )
         return False
     if shape[0] != 1:
@@ -178,6 +178,19 @@ def _fits(running: Running, preset: Preset, horizon: int | None, state: Any) -> 
         )
         return False
     return True
+
+
+def _advice_on_axes(preset: Preset, shape: tuple[int, ...]) -> str:
+    """Return what to do about an input whose number of axes is wrong."""
+    if not preset.is_by_hand:
+        return 'the preset is for another version of the policy'
+    if 0 in shape or len(shape) < 2:
+        return 'tap another submodule'
+    if preset.keep != 'all':
+        return f"choose another submodule, or keep='all' instead of keep={preset.keep!r}"
+    count = len(shape) - 2 + preset.stacked
+    names = [*preset.axes, *(f'axis_{n}' for n in range(len(preset.axes), count))][:count]
+    return f'set axes={names}, and pooling for these axes only'
 
 
 def keep_logits(running: Running, tokens: slice, output: Any) -> None:

@@ -18,6 +18,7 @@ from vla_feature_bridge.taps.preset import CALLER, Preset
 from vla_feature_bridge.taps.presets import find_preset, load_preset, preset_names
 from vla_feature_bridge.taps.tap import FeatureTap
 from vla_feature_bridge.wire import StepSender
+from vla_feature_bridge.wire.link import START_BRIDGE
 
 _LOG = logging.getLogger('vla_feature_bridge.taps')
 #: How often the tap checks whether a monitor listens [s].
@@ -221,10 +222,11 @@ def _wait(sender: StepSender, settings: LerobotSettings) -> None:
         if time.monotonic() >= deadline:
             _LOG.warning(
                 '%s: %s after %g s (SAFE_WAIT); the policy goes on without a monitor. Start the '
-                'bridge (ros2 run vla_feature_bridge bridge) and a monitor, or set SAFE_TAP=0',
+                'bridge (%s) and a monitor, or set SAFE_TAP=0',
                 settings.address,
                 'no monitor listens' if sender.state == 'connected' else 'no bridge answers',
                 settings.wait,
+                START_BRIDGE,
             )
             return
         time.sleep(_LOOK_AGAIN)

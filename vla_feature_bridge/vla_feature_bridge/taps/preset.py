@@ -180,6 +180,11 @@ class Preset:
         return FeatureSpec(self.feature, 0, self.axes, self.pooling)
 
     @property
+    def is_by_hand(self) -> bool:
+        """True if the caller of the tap named a submodule instead of a preset."""
+        return self.name == self.module
+
+    @property
     def stacked(self) -> bool:
         """True if the first axis is the axis of the calls."""
         return self.calls != (1,)

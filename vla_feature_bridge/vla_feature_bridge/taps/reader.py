@@ -181,10 +181,15 @@ class Reader:
         if expected is None:
             running.note('wrong_calls', f'{module}: {self._unknown_calls()}')
         elif running.calls not in (expected, 0):
+            advice = (
+                f'set calls={running.calls}'
+                if self._preset.is_by_hand
+                else 'the preset is for another version or another setting of the policy'
+            )
             running.note(
                 'wrong_calls',
                 f'{module}: expected {expected} calls in one inference, found {running.calls}; '
-                'the preset is for another version or another setting of the policy',
+                f'{advice}',
             )
 
     def _compare_kinds(self, running: Running) -> None:

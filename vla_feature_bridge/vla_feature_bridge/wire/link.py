@@ -25,6 +25,8 @@ from vla_feature_bridge.wire.messages import (
 from vla_feature_bridge.wire.send_queue import Outgoing, SendQueue
 
 LOGGER = logging.getLogger('vla_feature_bridge')
+#: The command that starts the bridge, for error texts: with ROS 2 installed, or in a checkout.
+START_BRIDGE = 'ros2 run vla_feature_bridge bridge, or ./dev run vla_feature_bridge bridge'
 #: Time for connecting, and time for the first answer of the bridge [s].
 CONNECT_TIMEOUT = 2.0
 #: Pauses between attempts to connect [s]: the first, the longest, and after a refusal.
@@ -140,8 +142,7 @@ class Link:
             except Exception as error:
                 self._report(
                     f'no connection to the bridge ({error or type(error).__name__}); the newest '
-                    'steps wait, and the sender tries again; start the bridge: '
-                    'ros2 run vla_feature_bridge bridge'
+                    f'steps wait, and the sender tries again; start the bridge: {START_BRIDGE}'
                 )
                 self._disconnect('connecting')
                 self._sleep(pause)
@@ -168,11 +169,19 @@ class Link:
             self._socket.settimeout(max(0.01, answer_by - time.monotonic()))
             self._receive()
         self._socket.setblocking(False)
-        self._reported = ''
-        LOGGER.info('%s: connected as %r', self._address, self._hello.source)
+        self._say_connected()
         if self._last_event is not None:
             self._is_repeating = True
             self._rest = memoryview(self._last_event.again)
+
+    def _say_connected(self) -> None:
+        """Log the connection; after a problem as a warning, so that the log shows its end."""
+        level = logging.WARNING if self._reported else logging.INFO
+        text = f'connected as {self._hello.source!r}'
+        if self.waiting:
+            text += f'; {self.waiting} steps and events that waited are sent now'
+        LOGGER.log(level, '%s: %s', self._address, text)
+        self._reported = ''
 
     def _exchange(self) -> None:
         """Send and receive until the connection or the sender ends."""
