@@ -168,6 +168,45 @@ def test_steps_after_an_end_of_a_clock_that_is_ahead_are_invalid(bench: Bench) -
     assert bench.scores[-1].state == FailureScore.STATE_INVALID
 
 
+def test_a_policy_whose_clock_is_ahead_has_its_start_and_its_end(bench: Bench) -> None:
+    session = bench.monitor.session
+    assert session is not None
+
+    def info() -> dict[str, int]:
+        ahead = time.time_ns() + 3600 * 10**9
+        return {'source_timestamp': ahead, 'publication_sequence_number': ahead}
+
+    def step(index: int, episode: str) -> None:
+        message = step_to_message(make_step(index, episode=episode, stamp=time.time_ns()))
+        bench.monitor._on_step(message, info())
+
+    def event(episode: str, kind: int) -> None:
+        bench.monitor._on_episode(EpisodeEvent(episode_id=episode, kind=kind), info())
+
+    step(0, 'a')
+    event('a', EpisodeEvent.KIND_END)
+    event('b', EpisodeEvent.KIND_START)
+    bench.turn_until(lambda: session.running_id != 'a')
+    assert session.running_id == 'b', 'START came in the grace of END'
+    for _ in range(2):
+        step(0, 'b')
+        step(1, 'b')
+    event('b', EpisodeEvent.KIND_END)
+    bench.turn_until(lambda: session.running_id is None)
+
+
+def test_an_error_during_a_load_of_a_detector_ends_the_loop(bench: Bench) -> None:
+    def broken() -> None:
+        raise ValueError('broken')
+
+    bench.monitor.schedule.every(0.01, broken)
+    # A service reports every error of its load to the caller.
+    with pytest.raises(ValueError, match='broken'):
+        bench.loop.run_beside(lambda: time.sleep(0.2))
+    with pytest.raises(ValueError, match='broken'):
+        bench.loop.turn(0.0)
+
+
 def test_the_inputs_can_be_closed_soon_after_events_were_lost(bench: Bench) -> None:
     for number in range(60):
         bench.event(f'e{number}', EpisodeEvent.KIND_START)
