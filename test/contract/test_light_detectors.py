@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detectors load no library that they do not need, so that a monitor starts fast and stays small."""
+"""Detectors load no library that they do not need: a monitor starts fast and stays small."""
 
 import json
 import os
