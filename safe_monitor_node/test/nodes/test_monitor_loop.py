@@ -154,6 +154,17 @@ def test_a_depth_that_the_user_has_set_is_no_loss_at_every_event(
     assert capfd.readouterr().err.count('the subscription to 1, below 100') == 1
 
 
+def test_events_from_before_that_come_after_a_new_one_are_no_loss(bench: Bench) -> None:
+    """A policy with more events than it keeps has published one while the monitor connected."""
+    bench.policy.destroy_publisher(bench.events)
+    bench.turn_until(lambda: bench.monitor.inputs._count_publishers() == 0)
+    for number in (477, 379, 380):
+        event = EpisodeEvent(episode_id=f'e{number}', kind=EpisodeEvent.KIND_START)
+        info = {'source_timestamp': number, 'publication_sequence_number': number}
+        bench.monitor.inputs._on_event(event, info)
+    assert not says_loss(bench)
+
+
 def test_steps_after_an_end_of_a_clock_that_is_ahead_are_invalid(bench: Bench) -> None:
     """They were published after END, and END says that it was published in the future."""
     session = bench.monitor.session
