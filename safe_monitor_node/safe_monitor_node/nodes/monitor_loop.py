@@ -344,12 +344,12 @@ class MonitorLoop(SingleThreadedExecutor):
             thread.start()
             while thread.is_alive():
                 self.turn(_LONGEST_WAIT_BESIDE)
-        except (KeyboardInterrupt, ExternalShutdownException):
-            # A normal end would unload libraries while the thread opens them, and abort.
-            atexit.register(os._exit, 0)
-            raise
-        except Exception as error:
-            self._error = error
+        except BaseException as error:
+            if isinstance(error, Exception) and self.context.ok():
+                self._error = error
+            else:
+                # A normal end would unload libraries while the thread opens them, and abort.
+                atexit.register(os._exit, 0)
             raise
         finally:
             self._loads -= 1
