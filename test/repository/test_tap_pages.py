@@ -64,6 +64,7 @@ class OpenPi:
 
     def __init__(self):
         self._model = FlowPolicy(num_inference_steps=10).model
+        self._model.state_proj = nn.Linear(1, 1)
         self._sample_kwargs = {}
 
     @torch.no_grad()
