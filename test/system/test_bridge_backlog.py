@@ -158,3 +158,21 @@ def test_a_backlog_is_published_with_pauses(
     assert listener.numbers('e') == list(range(200))
     assert (times[-1] - times[0]) * 1e-9 > 199 * 0.005, 'a subscriber keeps only 100 steps'
     sender.close()
+
+
+def test_a_sender_does_not_wait_for_a_monitor_where_only_steps_are_recorded(
+    run_bridge: Callable[..., Process], listeners: list[BridgeListener], tmp_path: Path
+) -> None:
+    for listener in listeners:
+        for subscription in list(listener.node.subscriptions):
+            if subscription.topic_name == '/vla/episode':
+                listener.node.destroy_subscription(subscription)
+    run_bridge(wait_for_subscribers=20.0)
+    listeners[0].spin_until_found('vla/policy_step', 3)
+    listeners[0].spin(4.0)  # The bridge has found all subscribers.
+    sender = StepSender(
+        f'unix:{tmp_path}/bridge.sock', feature_name='h', exec_horizon=1, wait_for_monitor=5.0
+    )
+    sender.start(episode_id='e')
+    assert sender.last_error == ''
+    sender.close()

@@ -392,7 +392,7 @@ def test_an_error_in_the_code_ends_one_monitor(
         probe.wait_until_active()
         assert probe.step(quiet(0)).state == NOMINAL
     a.publish(step_to_message(quiet(0, 'fault')))
-    a.spin_until(lambda: level_of(a) == ERROR, 'a is diagnosed')
+    a.spin_until(lambda: a.status is not None and level_of(a) == ERROR, 'a is diagnosed')
     assert 'ZeroDivisionError: an error in the code' in a.status.message
     assert a.alarms[-1].state == UNKNOWN
     assert b.step(quiet(1)).state == NOMINAL

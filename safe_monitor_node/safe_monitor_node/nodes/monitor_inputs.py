@@ -169,15 +169,20 @@ class MonitorInputs:
         """Take the events that wait; those from before the node was there come first."""
         events: list[Taken] = []
         for subscription in reversed(self._subscriptions[1:]):
+            # Events from before the node was there have smaller numbers, and can come later.
+            is_new = subscription in self.waited_for
             # Depth 0 is the default depth of the middleware.
             for _ in range(max(1, subscription.qos_profile.depth)):
                 if (taken := _take(subscription)) is None:
                     break
                 events.append(taken)
+                number = taken[1]['publication_sequence_number']
+                if is_new and self._numbers.shows_loss(number, self._count_publishers):
+                    self._on_lost()
             else:
                 # The queue was full. The events from before the node was there may fill theirs,
                 # and two events fill a short one: then only their numbers show a loss.
-                if subscription in self.waited_for and not _is_short(subscription):
+                if is_new and not _is_short(subscription):
                     self._on_lost()
         return events
 
@@ -200,8 +205,6 @@ class MonitorInputs:
         self._seen[key] = None
         if len(self._seen) > _KEPT_EVENTS:
             self._seen.popitem(last=False)
-        if self._numbers.shows_loss(info['publication_sequence_number'], self._count_publishers):
-            self._on_lost()
         self._take_event(event, info)
 
     def findings(self) -> list[Finding]:

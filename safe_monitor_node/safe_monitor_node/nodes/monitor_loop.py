@@ -105,6 +105,8 @@ class MonitorLoop(SingleThreadedExecutor):
         self._busy_until = 0.0
         # Functions that run beside the loop. The next request of a node waits for them.
         self._loads = 0
+        # An error of the loop meanwhile, which whoever wanted the function takes for its error.
+        self._error: Exception | None = None
         # The wait set of the last wait for everything, until its other entities are handled.
         self._looked: LastingWaitSet | None = None
         super().__init__(**kwargs)
@@ -142,6 +144,8 @@ class MonitorLoop(SingleThreadedExecutor):
 
     def turn(self, longest_wait: float = _LONGEST_WAIT) -> None:
         """Wait for messages or for the next periodic call, and handle them."""
+        if self._error is not None:
+            raise self._error
         ready = self._wait(longest_wait)
         began, steps = time.monotonic(), self.counts.steps
         if ready:
@@ -340,9 +344,12 @@ class MonitorLoop(SingleThreadedExecutor):
             thread.start()
             while thread.is_alive():
                 self.turn(_LONGEST_WAIT_BESIDE)
-        except (KeyboardInterrupt, ExternalShutdownException):
-            # A normal end would unload libraries while the thread opens them, and abort.
-            atexit.register(os._exit, 0)
+        except BaseException as error:
+            if isinstance(error, Exception) and self.context.ok():
+                self._error = error
+            else:
+                # A normal end would unload libraries while the thread opens them, and abort.
+                atexit.register(os._exit, 0)
             raise
         finally:
             self._loads -= 1

@@ -104,6 +104,8 @@ class MonitorNode(ManagedNode):
         self.session: MonitorSession | None = None
         self._clock_watch = ClockWatch(self)
         self._active_since = 0.0
+        # How far the clocks of the publishers of steps are ahead of the clock here [ns].
+        self._ahead = 0
         self._next_problem = 0.0
         self._findings: list[Finding] = []
         self._tick_call: Call | None = None
@@ -224,6 +226,7 @@ class MonitorNode(ManagedNode):
         now = time.monotonic()
         age = (ros_time - stamp) * 1e-9 if stamp != 0 and ros_time != 0 else None
         published = Publication(info['publication_sequence_number'], info['source_timestamp'])
+        self._ahead = max(self._ahead, published.time - time.time_ns())
         try:
             step = step_from_message(message)
         except MessageError as error:
@@ -272,8 +275,8 @@ class MonitorNode(ManagedNode):
         now, task = time.monotonic(), event.task or event.instruction
         earlier = not self.active or self._is_from_before(info, now)
         grace = max(self.values.end_grace, 1e-3)
-        # The clock of the publisher can be ahead of the clock of the policy, and of this one.
-        published_at = min(info['source_timestamp'], time.time_ns())
+        # The clock of the publisher can be ahead of the clock of the policy.
+        published_at = min(info['source_timestamp'], time.time_ns() + self._ahead)
         if event.kind == EpisodeEvent.KIND_END and session.monitor.order.take_end_of_last(
             event.episode_id, published_at
         ):

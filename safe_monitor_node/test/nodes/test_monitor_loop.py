@@ -154,6 +154,17 @@ def test_a_depth_that_the_user_has_set_is_no_loss_at_every_event(
     assert capfd.readouterr().err.count('the subscription to 1, below 100') == 1
 
 
+def test_events_from_before_that_come_after_a_new_one_are_no_loss(bench: Bench) -> None:
+    """A policy with more events than it keeps has published one while the monitor connected."""
+    bench.policy.destroy_publisher(bench.events)
+    bench.turn_until(lambda: bench.monitor.inputs._count_publishers() == 0)
+    for number in (477, 379, 380):
+        event = EpisodeEvent(episode_id=f'e{number}', kind=EpisodeEvent.KIND_START)
+        info = {'source_timestamp': number, 'publication_sequence_number': number}
+        bench.monitor.inputs._on_event(event, info)
+    assert not says_loss(bench)
+
+
 def test_steps_after_an_end_of_a_clock_that_is_ahead_are_invalid(bench: Bench) -> None:
     """They were published after END, and END says that it was published in the future."""
     session = bench.monitor.session
@@ -166,6 +177,45 @@ def test_steps_after_an_end_of_a_clock_that_is_ahead_are_invalid(bench: Bench) -
     bench.step(1, 'e')
     bench.turn_until(lambda: len(bench.scores) == 2)
     assert bench.scores[-1].state == FailureScore.STATE_INVALID
+
+
+def test_a_policy_whose_clock_is_ahead_has_its_start_and_its_end(bench: Bench) -> None:
+    session = bench.monitor.session
+    assert session is not None
+
+    def info() -> dict[str, int]:
+        ahead = time.time_ns() + 3600 * 10**9
+        return {'source_timestamp': ahead, 'publication_sequence_number': ahead}
+
+    def step(index: int, episode: str) -> None:
+        message = step_to_message(make_step(index, episode=episode, stamp=time.time_ns()))
+        bench.monitor._on_step(message, info())
+
+    def event(episode: str, kind: int) -> None:
+        bench.monitor._on_episode(EpisodeEvent(episode_id=episode, kind=kind), info())
+
+    step(0, 'a')
+    event('a', EpisodeEvent.KIND_END)
+    event('b', EpisodeEvent.KIND_START)
+    bench.turn_until(lambda: session.running_id != 'a')
+    assert session.running_id == 'b', 'START came in the grace of END'
+    for _ in range(2):
+        step(0, 'b')
+        step(1, 'b')
+    event('b', EpisodeEvent.KIND_END)
+    bench.turn_until(lambda: session.running_id is None)
+
+
+def test_an_error_during_a_load_of_a_detector_ends_the_loop(bench: Bench) -> None:
+    def broken() -> None:
+        raise ValueError('broken')
+
+    bench.monitor.schedule.every(0.01, broken)
+    # A service reports every error of its load to the caller.
+    with pytest.raises(ValueError, match='broken'):
+        bench.loop.run_beside(lambda: time.sleep(0.2))
+    with pytest.raises(ValueError, match='broken'):
+        bench.loop.turn(0.0)
 
 
 def test_the_inputs_can_be_closed_soon_after_events_were_lost(bench: Bench) -> None:

@@ -304,7 +304,9 @@ class BridgeSession:
         """Tell the sender of a source whether a monitor listens."""
         if self._receiver is None:
             return
-        listens = self._node.active and source.ready.is_set() and source.outputs.subscribers > 0
+        # A recorder of steps alone, or a subscriber that cannot connect, is not waited for here.
+        found = self.sources.all_found or source.ready.is_set()
+        listens = self._node.active and found and source.outputs.subscribers > 0
         topic = source.outputs.step_topic
         detail = f'{topic}: {"a subscriber listens" if listens else "no subscriber listens yet"}'
         self._receiver.set_status(listens, detail, source.channel.name)

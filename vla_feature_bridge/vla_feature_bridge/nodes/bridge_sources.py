@@ -285,12 +285,16 @@ class Sources:
             else 'start the policy first: no source is connected',
         )
 
+    @property
+    def all_found(self) -> bool:
+        """Whether the node has had the time to find all subscribers."""
+        return bool(time.monotonic() - self._node.made_at >= _DISCOVERY)
+
     def look_for_subscribers(self) -> None:
         """Look for the subscribers of sources that are new."""
-        all_found = time.monotonic() - self._node.made_at >= _DISCOVERY
         for source in self:
             if not source.ready.is_set():
-                source.look_for_subscribers(self._p.wait_for_subscribers, all_found)
+                source.look_for_subscribers(self._p.wait_for_subscribers, self.all_found)
 
     def tick(self) -> None:
         """End the episodes whose time is over, as set by the parameters."""
