@@ -197,7 +197,12 @@ def test_no_inference_is_late(
             policy.say('reset')
             wait_until(lambda: len({s.episode_id for s in listener.steps}) == 2, 'an episode')
             second = listener.steps[-1].episode_id
-            wait_until(lambda: observer.episodes[second].alarm_step is not None, 'an alarm')
+            wait_until(
+                lambda: (
+                    second in observer.episodes and observer.episodes[second].alarm_step is not None
+                ),
+                'an alarm',
+            )
             assert observer.episodes[second].alarm_step == ALARM_STEP
 
             os.kill(second_bridge.pid, signal.SIGSTOP)

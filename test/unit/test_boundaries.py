@@ -159,13 +159,16 @@ def forbidden_rooms(package, source, text):
     return (rooms - before - looked_up) | (loaded - before)
 
 
+@cache
 def maps_with_an_order():
     """Return the folders with a map whose modules may import only modules above them."""
+    found = []
     for package in PACKAGES:
         for init in (ROOT / package / package).rglob('__init__.py'):
             doc = ast.get_docstring(ast.parse(init.read_text())) or ''
             if 'above it' in doc or 'above them' in doc:
-                yield init.parent, listed_in(doc, init.parent)
+                found.append((init.parent, listed_in(doc, init.parent)))
+    return found
 
 
 def listed_in(doc, folder):
