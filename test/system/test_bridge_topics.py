@@ -123,6 +123,12 @@ def actions_of(step: Any) -> np.ndarray:
 # --- topics only: no features, nothing to join
 
 
+def doctor() -> subprocess.CompletedProcess[str]:
+    """Run the verb that looks for faults."""
+    words = [sys.executable, '-m', 'safe_monitor_node', 'doctor', '--wait', '4']
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_chunks_of_a_best_effort_publisher_become_black_box_steps(
     run_bridge: Callable[..., Process], robot: BridgeListener
 ) -> None:
@@ -371,15 +377,9 @@ def test_without_message_filters_a_join_is_refused_and_the_node_lives(
     robot.spin_until(lambda: robot.level_of('bridge') == ERROR, 'the failure is diagnosed')
     assert 'apt: ros-DISTRO-message-filters' in robot.message_of('bridge')
     assert process.exit_status is None
-    doctor = subprocess.run(
-        [sys.executable, '-m', 'safe_monitor_node', 'doctor', '--wait', '4'],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert 'problem  not configured: joining topics: expected the package' in doctor.stdout
-    assert doctor.returncode == 1
+    done = doctor()
+    assert 'problem  not configured: joining topics: expected the package' in done.stdout
+    assert done.returncode == 1
 
 
 def test_a_bridge_logs_once_that_a_topic_has_the_wrong_type_and_the_doctor_repeats_it(
@@ -390,15 +390,9 @@ def test_a_bridge_logs_once_that_a_topic_has_the_wrong_type_and_the_doctor_repea
     text = 'found std_msgs/msg/String'
     robot.spin_until(lambda: text in process.log(), 'the reason is logged')
     assert 'reading /chunk' in process.log()
-    doctor = subprocess.run(
-        [sys.executable, '-m', 'safe_monitor_node', 'doctor', '--wait', '4'],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert 'problem  source: actions_topic /chunk: topic /chunk: expected' in doctor.stdout
-    assert text in doctor.stdout
+    done = doctor()
+    assert 'problem  source: actions_topic /chunk: topic /chunk: expected' in done.stdout
+    assert text in done.stdout
     assert process.log().count(text) == 1, 'the log has it once'
 
 
